@@ -1,0 +1,1 @@
+"""Where attempts run: the embedded engine, the pilot, and what runs in a rank."""

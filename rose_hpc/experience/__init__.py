@@ -1,0 +1,1 @@
+"""The data plane: shards, banks, and the merge between them."""
