@@ -1,0 +1,93 @@
+"""What is asked of a supervisor, and what it answers: plain data, the same for every engine.
+
+One *attempt* is one try at a rank or stage. The driver makes it, a supervisor (:mod:`rose_hpc.execution.rank`) carries it out
+beside the work, and the *outcome* is the supervisor's own end message, the only thing that says the attempt succeeded.
+This module is imported by every rank: it stays free of anything heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+#: the last bytes of a command's standard output that are kept as its value, and the most a journalled value may take
+VALUE_BYTES = 64 * 1024
+
+
+class _Plain:
+    """To and from JSON objects; an unknown key is an error, as a peer of another version would send."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload,no-any-return]  # only dataclasses derive from this
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # only dataclasses derive from this
+        if unknown := set(data) - known:
+            raise ValueError(f"{cls.__name__}: unknown fields {sorted(unknown)}")
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Attempt(_Plain):
+    """One try at a rank or stage.
+
+    Attributes:
+        id: unique within the run, for ever (iteration, stage, environment, driver's epoch, number).
+        kind: ``command`` runs ``argv``; ``function`` calls what travels beside the attempt; ``merge`` reduces shards.
+        argv: the command, argument by argument.
+        cwd: the folder it runs in.
+        env: what is set in its environment (``ROSE_HPC_*``, thread limits), over the supervisor's own.
+        log: the file that gets its output.
+        timeout_s: seconds from the command's start to TERM (KILL follows 3 s later); None: no limit.
+        cores: how many cores it takes.
+        seal: None, or how to seal the shard at ``env["ROSE_HPC_SHARD"]``: ``required`` (bool), ``attributes``.
+        merge: None, or arguments of the reduction: ``shards``, ``bank``, ``verify``, ``workers``, ``attributes``.
+    """
+
+    id: str
+    kind: Literal["command", "function", "merge"]
+    argv: Sequence[str] = ()
+    cwd: str = "."
+    env: Mapping[str, str] = field(default_factory=dict)
+    log: str = ""
+    timeout_s: float | None = None
+    cores: int = 1
+    seal: Mapping[str, Any] | None = None
+    merge: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome(_Plain):
+    """How an attempt ended, as its supervisor saw it.
+
+    Attributes:
+        id: the attempt's.
+        ok: True only when everything asked for was done: exit 0, a sealed shard, a merged bank.
+        reason: ``""`` when ok; else ``exit``, ``signal``, ``timeout``, ``cancelled``, ``spawn`` (could not be started),
+            ``shard`` (missing or not acceptable), ``damaged`` (shards whose bytes changed; ``paths``), ``merge``,
+            ``error`` (a function raised), ``lost`` (the supervisor itself is gone).
+        message: one line for people.
+        exit_code: of the command, where there was one; minus the signal's number when a signal ended it.
+        seconds: from its start to its end.
+        node: the host it ran on.
+        stdout: the end of its standard output, at most VALUE_BYTES.
+        tail: its last lines, of both streams.
+        info: the sealed shard or merged bank (``ShardInfo.to_json()``), or None.
+        paths: files the reason speaks of.
+        max_rss_mb: the most memory its process used, MiB, where known.
+    """
+
+    id: str
+    ok: bool
+    reason: str = ""
+    message: str = ""
+    exit_code: int | None = None
+    seconds: float = 0.0
+    node: str = ""
+    stdout: str = ""
+    tail: str = ""
+    info: Mapping[str, Any] | None = None
+    paths: Sequence[str] = ()
+    max_rss_mb: float | None = None

@@ -1,0 +1,81 @@
+"""Messages between driver, supervisor and host: a JSON object, and bytes that may go with it.
+
+On the wire: two unsigned 32-bit lengths in network order (JSON, payload), then both. The sockets are pairs made by the parent
+for its own child, so both ends are ours; only over them do pickled functions and values travel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+_LENGTHS = struct.Struct("!II")
+_MOST = 2**31
+
+Frame = tuple[dict[str, Any], bytes]
+
+
+def pack(message: Mapping[str, Any], payload: bytes = b"") -> bytes:
+    """The bytes of one frame."""
+    body = json.dumps(message).encode()
+    if len(payload) >= _MOST:
+        raise ValueError(f"a value of {len(payload)} bytes is too large to send; leave large data in files")
+    return _LENGTHS.pack(len(body), len(payload)) + body + payload
+
+
+class Unpacker:
+    """Cuts a stream of bytes into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take what was read; return the frames that are now whole."""
+        self._buffer += data
+        frames: list[Frame] = []
+        while len(self._buffer) >= _LENGTHS.size:
+            body, payload = _LENGTHS.unpack_from(self._buffer)
+            end = _LENGTHS.size + body + payload
+            if len(self._buffer) < end:
+                break
+            start = _LENGTHS.size
+            frames.append((json.loads(self._buffer[start : start + body]), bytes(self._buffer[start + body : end])))
+            del self._buffer[:end]
+        return frames
+
+
+def receive(sock: socket.socket) -> Frame | None:
+    """The next frame of a blocking socket; None when the peer is gone."""
+    head = _exactly(sock, _LENGTHS.size)
+    if head is None:
+        return None
+    body, payload = _LENGTHS.unpack(head)
+    data = _exactly(sock, body + payload)
+    if data is None:
+        return None
+    return json.loads(data[:body]), data[body:]
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes | None:
+    data = bytearray(size)
+    view, got = memoryview(data), 0
+    while got < size:
+        n = sock.recv_into(view[got:])
+        if n == 0:
+            return None
+        got += n
+    return bytes(data)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> Frame | None:
+    """The next frame of a stream; None when the peer is gone."""
+    try:
+        body, payload = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
+        data = await reader.readexactly(body + payload)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    return json.loads(data[:body]), data[body:]

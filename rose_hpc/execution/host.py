@@ -1,0 +1,115 @@
+"""The host: a resident Python process that calls users' functions, or seals and merges for the supervisor.
+
+``python -m rose_hpc.execution.host FD`` answers requests, one at a time, over the socket FD it inherited from its supervisor.
+What is pickled comes over that socket alone. It ends when the socket ends. With ``--service`` it imports the data plane at once, so
+that the first shard does not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rose_hpc.errors import DamagedError, RoseHpcError
+from rose_hpc.execution.frames import pack, receive
+
+Answer = tuple[dict[str, Any], bytes]
+
+
+def call(message: Mapping[str, Any], payload: bytes) -> Answer:
+    """Call the function in ``payload``; the answer's payload is its value."""
+    import cloudpickle  # here: a host that only seals and merges needs none
+
+    from rose_hpc.execution.rank import TASK_VARIABLES
+
+    for entry in message["path"]:
+        if entry not in sys.path:
+            sys.path.append(entry)
+    for name in TASK_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(message["env"])
+    os.chdir(message["cwd"])
+    function, args, kwargs = cloudpickle.loads(payload)
+    value = run_function(function, args, kwargs)
+    return {"ok": True}, cloudpickle.dumps(value)
+
+
+def run_function(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The value of a function or of a coroutine function."""
+    value = function(*args, **kwargs)
+    return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
+
+
+async def _awaited(value: Any) -> Any:
+    return await value
+
+
+def seal(message: Mapping[str, Any]) -> Answer:
+    """Seal the shard a task left."""
+    from rose_hpc.experience import shard
+
+    info = shard.seal(message["shard"], attributes=message["attributes"], fsync=True)
+    return {"ok": True, "info": info.to_json()}, b""
+
+
+def merge(message: Mapping[str, Any]) -> Answer:
+    """Reduce shards to a bank."""
+    from rose_hpc.experience.merge import merge_shards
+
+    info = merge_shards(
+        message["shards"],
+        message["bank"],
+        verify=message["verify"],
+        workers=message["workers"],
+        fsync=True,
+        attributes=message["attributes"],
+    )
+    return {"ok": True, "info": info.to_json()}, b""
+
+
+def answer(message: Mapping[str, Any], payload: bytes) -> Answer:
+    """Do what was asked; every failure is an answer."""
+    operation = message["op"]
+    try:
+        if operation == "function":
+            return call(message, payload)
+        return seal(message) if operation == "seal" else merge(message)
+    except DamagedError as error:
+        return {"ok": False, "reason": "damaged", "message": str(error), "paths": list(error.paths)}, b""
+    except (RoseHpcError, OSError) as error:
+        if operation == "function":
+            return _raised(error)
+        reason = "shard" if operation == "seal" else "merge"
+        return {"ok": False, "reason": reason, "message": f"{error}"}, b""
+    except SystemExit as error:
+        return {"ok": False, "reason": "error", "message": f"called sys.exit({error.code!r})"}, b""
+    except BaseException as error:  # noqa: BLE001 - whatever a user's function raises is its answer
+        return _raised(error)
+
+
+def _raised(error: BaseException) -> Answer:
+    traceback.print_exception(error)  # into the attempt's log
+    return {"ok": False, "reason": "error", "message": f"raised {type(error).__name__}: {error}"}, b""
+
+
+def main(fd: int, service: bool) -> None:
+    """Answer until the supervisor is gone."""
+    control = socket.socket(fileno=fd)
+    if service:
+        importlib.import_module("rose_hpc.experience.merge")
+    while (frame := receive(control)) is not None:
+        message, payload = answer(*frame)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        control.sendall(pack(message, payload))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), "--service" in sys.argv[2:])
