@@ -90,7 +90,7 @@ class SupervisorClient:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *python_argv("rose_hpc.execution.rank"), stdin=theirs, stdout=asyncio.subprocess.DEVNULL, start_new_session=True
+                *python_argv("rose_hpc.execution.rank"), stdin=theirs.fileno(), stdout=asyncio.subprocess.DEVNULL, start_new_session=True
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._reading = asyncio.create_task(self._read(reader), name="rose_hpc supervisor")

@@ -132,7 +132,7 @@ class Supervisor:
             host = next((host for host in self.hosts if host.job is None), None) or self._new_host()
             if host not in self.hosts:
                 self.hosts.append(host)
-            message = {"env": dict(attempt.env), "cwd": attempt.cwd, "path": self.path}
+            message = {"env": _with_deadline(attempt), "cwd": attempt.cwd, "path": self.path}
             host.ask(job, "function", message, payload, attempt.timeout_s)
             self.report({"op": "started", "id": attempt.id, "pid": host.child.pid}, b"")
         else:
@@ -142,7 +142,7 @@ class Supervisor:
         attempt = job.attempt
         env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
         env.setdefault("PYTHONUNBUFFERED", "1")  # a log shows what was printed before a kill
-        env.update(attempt.env)
+        env.update(_with_deadline(attempt))
         try:
             job.child = Child(attempt.argv, cwd=attempt.cwd, env=env)
         except (OSError, ValueError) as error:
@@ -309,6 +309,15 @@ class Supervisor:
         self.done = True
 
 
+def _with_deadline(attempt: Attempt) -> dict[str, str]:
+    """The attempt's variables, its own timeout counted into ``ROSE_HPC_DEADLINE`` (Unix seconds)."""
+    variables = dict(attempt.env)
+    if attempt.timeout_s is not None:
+        known = float(variables.get("ROSE_HPC_DEADLINE", "inf"))
+        variables["ROSE_HPC_DEADLINE"] = f"{min(known, time.time() + attempt.timeout_s):.3f}"
+    return variables
+
+
 def _why(child: Child, code: int, timeout_s: float | None) -> tuple[str, str]:
     """Reason and message for a process that did not end well."""
     if child.end_why == "timeout":
@@ -316,7 +325,7 @@ def _why(child: Child, code: int, timeout_s: float | None) -> tuple[str, str]:
     if child.end_why:
         return child.end_why, child.end_why
     if code < 0:
-        name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
+        name = signal.Signals(-code).name if -code in {int(s) for s in signal.Signals} else f"signal {-code}"
         return "signal", f"was killed by {name}"
     return "exit", f"exited with code {code}"
 

@@ -1,0 +1,159 @@
+"""Pure functions from (run, workflow, where we stand) to attempts: everything a task is given is decided here, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rose_hpc.execution.attempt import Attempt
+from rose_hpc.progress import Progress
+from rose_hpc.rundir import RunDir
+from rose_hpc.seeds import derive_seed
+from rose_hpc.workflow import Environment, Work, Workflow
+
+#: what numerical libraries ask for their number of threads
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an attempt stands, and what it may write: scratch names that no other attempt has."""
+
+    run: RunDir
+    seed: int
+    learner: int
+    iteration: int
+    stage: str
+    environment: str
+    epoch: int
+    number: int
+
+    @property
+    def id(self) -> str:
+        """Unique within the run, for ever; safe as a file name."""
+        parts = (f"{self.iteration:04d}", self.stage, self.environment, f"{self.epoch}.{self.number}")
+        return "-".join(part for part in parts if part)
+
+    @property
+    def shard(self) -> Path:
+        """Where an environment writes."""
+        return self.run.scratch / f"{self.id}.h5"
+
+    @property
+    def policy(self) -> Path:
+        """The update's private copy."""
+        return self.run.scratch / f"{self.id}.policy"
+
+    @property
+    def state(self) -> Path:
+        """The update's private copy."""
+        return self.run.scratch / f"{self.id}.state"
+
+    @property
+    def log(self) -> Path:
+        """Where the output goes."""
+        return self.run.log(self.iteration, self.stage, self.environment)
+
+    def variables(self, work: Work) -> dict[str, str]:
+        """What every task finds in its environment."""
+        seed = derive_seed(self.seed, self.learner, self.iteration, self.stage, self.environment)
+        return {
+            **dict.fromkeys(_THREADS, str(work.resources.cores_per_rank)),
+            "ROSE_HPC_RUN": str(self.run.path),
+            "ROSE_HPC_ITERATION": str(self.iteration),
+            "ROSE_HPC_STAGE": self.stage,
+            "ROSE_HPC_SEED": str(seed),
+        }
+
+
+def collect(place: Place, environment: Environment, cwd: Path, argv: Sequence[str]) -> Attempt:
+    """One environment's attempt at its shard."""
+    variables = place.variables(environment.work) | {
+        "ROSE_HPC_ENVIRONMENT": environment.name,
+        "ROSE_HPC_PARAMETERS": json.dumps(dict(environment.parameters)),
+        "ROSE_HPC_SHARD": str(place.shard),
+    }
+    if place.iteration > 0:
+        variables["ROSE_HPC_POLICY"] = str(place.run.policy(place.iteration - 1))
+        variables["ROSE_HPC_STATE"] = str(place.run.state(place.iteration - 1))
+    attributes = {
+        "run": place.run.name,
+        "iteration": place.iteration,
+        "environment": environment.name,
+        "seed": int(variables["ROSE_HPC_SEED"]),
+        "parameters": dict(environment.parameters),
+    }
+    seal = {"required": bool(environment.shard), "attributes": attributes}
+    return _attempt(place, environment.work, cwd, argv, variables, seal)
+
+
+def merge(place: Place, workflow: Workflow, shards: Sequence[Path], workers: int) -> Attempt:
+    """The reduction of an iteration's shards, in the order of the configuration."""
+    arguments = {
+        "shards": [str(path) for path in shards],
+        "bank": str(place.shard),
+        "verify": workflow.verify,
+        "workers": workflow.workers,
+        "attributes": {"run": place.run.name, "iteration": place.iteration},
+    }
+    return Attempt(id=place.id, kind="merge", merge=arguments, log=str(place.log), cores=workers)
+
+
+def update(place: Place, workflow: Workflow, progress: Progress, argv: Sequence[str]) -> Attempt:
+    """The update: private copies of policy and state, and the window's banks."""
+    variables = place.variables(workflow.update) | _banks(place, workflow, progress)
+    variables |= {"ROSE_HPC_POLICY": str(place.policy), "ROSE_HPC_STATE": str(place.state)}
+    return _attempt(place, workflow.update, workflow.cwd, argv, variables)
+
+
+def check(place: Place, workflow: Workflow, work: Work, progress: Progress, argv: Sequence[str]) -> Attempt:
+    """The check: this iteration's policy, read-only, and the window's banks."""
+    variables = place.variables(work) | _banks(place, workflow, progress)
+    variables["ROSE_HPC_POLICY"] = str(place.run.policy(place.iteration))
+    variables["ROSE_HPC_STATE"] = str(place.run.state(place.iteration))
+    return _attempt(place, work, workflow.cwd, argv, variables)
+
+
+def window(workflow: Workflow, progress: Progress, iteration: int) -> list[int]:
+    """The iterations whose banks the update of ``iteration`` sees, oldest first; those without a bank are left out."""
+    first = max(0, iteration - workflow.window + 1)
+    return [k for k in range(first, iteration + 1) if progress.merges.get(k, {}).get("digest")]
+
+
+def _banks(place: Place, workflow: Workflow, progress: Progress) -> dict[str, str]:
+    banks = [str(place.run.bank(k)) for k in window(workflow, progress, place.iteration)]
+    variables = {"ROSE_HPC_BANKS": json.dumps(banks)}
+    if progress.merges.get(place.iteration, {}).get("digest"):
+        variables["ROSE_HPC_BANK"] = banks[-1]
+    return variables
+
+
+def _attempt(
+    place: Place,
+    work: Work,
+    cwd: Path,
+    argv: Sequence[str],
+    variables: Mapping[str, str],
+    seal: Mapping[str, Any] | None = None,
+) -> Attempt:
+    return Attempt(
+        id=place.id,
+        kind="function" if work.is_function else "command",
+        argv=tuple(argv),
+        cwd=str(cwd),
+        env=variables,
+        log=str(place.log),
+        timeout_s=work.timeout_s,
+        cores=work.resources.cores,
+        seal=seal,
+    )

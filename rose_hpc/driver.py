@@ -1,0 +1,159 @@
+"""The driver of a configuration's run: from a run directory to its end, on the embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rose_hpc import rundir
+from rose_hpc.errors import RunError
+from rose_hpc.rundir import RunDir
+from rose_hpc.seeds import choose_seed
+
+if TYPE_CHECKING:
+    from rose_hpc.config import Config
+    from rose_hpc.loop import Loop
+    from rose_hpc.session import Observer
+    from rose_hpc.workflow import Workflow
+
+EXIT_CODES = {"converged": 0, "max_iterations": 3, "failed": 1, "stopped": 130}
+
+
+def make_run(config: Config, run_dir: Path | None) -> RunDir:
+    """A new run directory with its configuration as it will run. Nothing heavy is imported for it."""
+    from rose_hpc.config import dump_config
+
+    if config.seed is None:
+        config = config.model_copy(update={"seed": choose_seed()})
+    run = rundir.create(config.name, run_dir)
+    rundir.write_file(run.config, dump_config(config).encode())
+    return run
+
+
+def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> None:
+    """Change the configuration of a run; the journal gets what changed when the run goes on."""
+    from rose_hpc.config import dump_config, load_config
+
+    config = load_config(run.config, sets=sets, max_iterations=max_iterations)
+    rundir.write_file(run.config, dump_config(config).encode())
+
+
+def drive_shown(run: RunDir) -> int:
+    """Drive the run with a display: live on a terminal, else plain lines, the run directory being the last. The exit code."""
+    from rose_hpc.report.view import LiveView, PlainView
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        with LiveView(Console()) as view:
+            code = drive(run, [view])
+        print(f"\n  status   rose-hpc status {run.path}\n  logs     rose-hpc logs {run.path}")  # noqa: T201 - for people
+        return code
+    try:
+        return drive(run, [PlainView(sys.stdout)])
+    finally:
+        print(run.path, flush=True)  # noqa: T201 - the last line (contract)
+
+
+def drive(run: RunDir, observers: Sequence[Observer]) -> int:
+    """Drive the run to its end.
+
+    Returns:
+        the exit code of how it ended.
+
+    Raises:
+        RoseHpcError: it failed.
+        Interrupted: it was told to stop.
+    """
+    logging.getLogger("radical.asyncflow").setLevel(logging.ERROR)  # it warns of every orderly end
+    return asyncio.run(_drive(run, observers))
+
+
+async def _drive(run: RunDir, observers: Sequence[Observer]) -> int:
+    from rose_hpc.config import load_config
+    from rose_hpc.execution.engine import Engine
+    from rose_hpc.execution.local import EmbeddedExecutionBackend
+    from rose_hpc.loop import Loop
+    from rose_hpc.session import Session, clear_scratch
+    from rose_hpc.stages import Stages
+    from rose_hpc.workflow import check_fits, from_config
+
+    config = load_config(run.config)
+    workflow = from_config(config)
+    session = Session(run, observers)
+    try:
+        clear_scratch(run)
+        backend = EmbeddedExecutionBackend(config.loop.max_concurrent)
+        check_fits(workflow, backend.cores)
+        session.begin(run_facts(workflow, config.seed))
+        await backend  # the supervisor starts while asyncflow is imported
+        asyncflow = await _workflow_engine(backend, run)
+        try:
+            engine = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
+            loop = Loop(Stages(session, workflow, engine))
+            with interrupts(loop):
+                async for _ in loop.iterations():
+                    pass
+        finally:
+            await asyncflow.shutdown()
+        end = session.progress.end
+        if end is None:
+            raise RunError(f"{run.path} ended without a record", hint=f"rose-hpc resume {run.path}")
+        return EXIT_CODES[end["state"]]
+    finally:
+        session.close()
+
+
+async def _workflow_engine(backend: Any, run: RunDir) -> Any:
+    from radical.asyncflow import WorkflowEngine
+
+    return await WorkflowEngine.create(backend, work_dir=str(run.scratch))
+
+
+def run_facts(workflow: Workflow, seed: int | None, source: str = "config") -> dict[str, Any]:
+    """What the run record says; ``source`` is ``config`` or ``program``, which says how the run is resumed."""
+    criterion = workflow.criterion
+    return {
+        "name": workflow.name,
+        "source": source,
+        "seed": seed,
+        "argv": sys.orig_argv[1:],
+        "interpreter": sys.executable,
+        "cwd": os.getcwd(),  # noqa: PTH109 - as a plain string
+        "environments": [e.name for e in workflow.environments],
+        "max_iterations": workflow.max_iterations,
+        "metric": criterion.metric if criterion else None,
+        "operator": criterion.operator if criterion else None,
+        "threshold": criterion.threshold if criterion else None,
+    }
+
+
+@contextmanager
+def interrupts(loop: Loop) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP interrupt the loop meanwhile; asyncflow's own handlers would cancel it without a record."""
+    events = asyncio.get_running_loop()
+
+    def interrupt(number: signal.Signals) -> None:
+        message = f"interrupted by {number.name}; go on with `rose-hpc resume {loop.session.run.path}`"
+        loop.session.warn(message)
+        loop.interrupt(message)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    try:
+        for number in numbers:
+            events.add_signal_handler(number, interrupt, number)
+    except (RuntimeError, ValueError):  # not the main thread: its owner manages signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in numbers:
+            events.remove_signal_handler(number)

@@ -1,0 +1,152 @@
+"""Carries attempts out through a radical.asyncflow ``WorkflowEngine``, whatever its backend.
+
+On our own backends an attempt is handed over as it is, to a supervisor that is already running. On any other backend it becomes one
+engine task of its own: ``python -m rose_hpc.execution.rank --once ...`` for commands and merges, an asyncflow function task for
+functions. Either way success is what the supervisor reported, never a task's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rose_hpc.errors import EngineError
+from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.child import python_argv
+
+log = logging.getLogger(__name__)
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
+OnStart = Callable[[], None]
+
+
+class Engine:
+    """One WorkflowEngine, and where attempts that need files of their own keep them.
+
+    Args:
+        asyncflow: the engine.
+        scratch: the run's scratch folder.
+        owner: the run's owner file, which a supervisor without a socket watches for the driver's heartbeat.
+        epoch: the driver's.
+    """
+
+    def __init__(self, asyncflow: Any, scratch: Path, owner: Path, epoch: int) -> None:
+        self.asyncflow = asyncflow
+        self._backend = asyncflow.backend
+        self._scratch = scratch
+        self._owner = owner
+        self._epoch = epoch
+
+    @property
+    def cores(self) -> int | None:
+        """Cores a single task may take; None where the backend does not say."""
+        cores = getattr(self._backend, "cores", None)
+        return cores if isinstance(cores, int) else None
+
+    async def run(self, attempt: Attempt, call: Call | None = None, on_start: OnStart | None = None) -> tuple[Outcome, Any]:
+        """Carry out one attempt.
+
+        Args:
+            attempt: what to do.
+            call: for a function: the function, its values and keywords.
+            on_start: called when it begins, where the backend tells.
+
+        Returns:
+            its outcome, and the value of a function.
+
+        Raises:
+            EngineError: when the engine itself failed.
+            asyncio.CancelledError: when the engine was shut down; the attempt has been ended.
+        """
+        if getattr(self._backend, "carries_attempts", False):
+            return await self._carried(attempt, call, on_start)
+        if on_start is not None:
+            on_start()
+        return await (self._function(attempt, call) if call is not None else self._once(attempt))
+
+    async def _carried(self, attempt: Attempt, call: Call | None, on_start: OnStart | None) -> tuple[Outcome, Any]:
+        import cloudpickle
+
+        async def task() -> str:
+            return "rose_hpc attempt"  # never executed: the backend carries out the attempt itself
+
+        options = {"attempt": attempt, "payload": b"" if call is None else cloudpickle.dumps(call), "on_start": on_start}
+        task.__name__ = attempt.id
+        outcome, value = await self._await(self.asyncflow.executable_task(task)(task_description=options))
+        return outcome, cloudpickle.loads(value) if value else None
+
+    async def _once(self, attempt: Attempt) -> tuple[Outcome, Any]:
+        spec = self._scratch / f"{attempt.id}.json"
+        spec.write_text(json.dumps({"attempt": attempt.to_json(), "owner": str(self._owner), "epoch": self._epoch}))
+
+        async def task() -> str:
+            return shlex.join(python_argv("rose_hpc.execution.rank", "--once", str(spec).encode().hex()))
+
+        task.__name__ = attempt.id
+        # asyncflow's LocalExecutionBackend would put the words together again without their quotes
+        plain = {"shell": False} if type(self._backend).__name__ == "LocalExecutionBackend" else {}
+        failure = ""
+        try:
+            await self._await(self.asyncflow.executable_task(task)(task_description=plain))
+        except EngineError as error:
+            failure = error.message
+        done = Path(f"{spec}.done")
+        try:
+            return Outcome.from_json(json.loads(done.read_bytes())), None
+        except (OSError, ValueError):
+            message = f"its supervisor left no report{': ' + failure if failure else ''}"
+            return Outcome(attempt.id, ok=False, reason="lost", message=message), None
+
+    async def _function(self, attempt: Attempt, call: Call) -> tuple[Outcome, Any]:
+        began = time.monotonic()
+        future = self.asyncflow.function_task(_call_here)(dict(attempt.env), attempt.seal, *call)
+        try:
+            value, info = await asyncio.wait_for(self._await(future), attempt.timeout_s)
+        except TimeoutError:
+            message = f"ran longer than its timeout_s of {attempt.timeout_s:g}" if attempt.timeout_s else "timed out"
+            return Outcome(attempt.id, ok=False, reason="timeout", message=message), None
+        except EngineError as error:
+            return Outcome(attempt.id, ok=False, reason="error", message=f"raised {error.message}"), None
+        return Outcome(attempt.id, ok=True, seconds=time.monotonic() - began, info=info), value
+
+    async def _await(self, future: Any) -> Any:
+        """A future of asyncflow; our cancellation becomes the task's, and the task's failure an EngineError."""
+        try:
+            return await future
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{type(error).__name__}: {error}") from error
+        finally:
+            if (task := getattr(future, "task", None)) is not None:
+                task["task_backend_specific_kwargs"] = {}  # asyncflow keeps every task for ever: keep them small
+                task["stdout"] = task["args"] = task["kwargs"] = None
+
+
+async def _call_here(
+    variables: Mapping[str, str],
+    seal: Mapping[str, Any] | None,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[Any, Mapping[str, Any] | None]:
+    """A function on somebody else's backend: in whatever process or thread that calls it."""
+    import inspect
+
+    from rose_hpc.task import task_variables
+
+    with task_variables(variables):
+        value = function(*args, **kwargs)
+        if inspect.isawaitable(value):
+            value = await value
+    if seal is None or not Path(variables["ROSE_HPC_SHARD"]).exists():
+        return value, None
+    from rose_hpc.experience.shard import seal as seal_shard
+
+    return value, seal_shard(variables["ROSE_HPC_SHARD"], attributes=seal["attributes"], fsync=True).to_json()

@@ -1,0 +1,265 @@
+"""What a pilot and its tasks will be: pure functions from what was asked for to frozen plans.
+
+Nothing here imports radical.pilot or acts on anything; :mod:`rose_hpc.execution.pilot` acts on the plans.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rose_hpc.errors import UsageError
+
+#: What radical.pilot and its shell scripts can carry unquoted.
+_SHELL_SAFE = re.compile(r"[A-Za-z0-9_./+-]+")
+#: Held to a rank's cores, for speed and for determinism.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+#: Of the driver's environment, what a task gets unchanged: the pilot's own bootstrapping has altered these.
+_INHERITED = (
+    *("HOME", "PATH", "TMPDIR", "LC_NUMERIC", "MAKEFLAGS"),
+    *("PYTHONPATH", "PYTHONNOUSERSITE", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT"),
+)
+_RANKS_PROGRAM = Path(__file__).with_name("pilot_ranks.py")
+
+
+@dataclass(frozen=True)
+class PilotPlan:
+    """A pilot as it will be asked for.
+
+    Attributes:
+        resource: radical.pilot's label, ``site.machine``.
+        runtime_min: minutes the pilot lives.
+        cores, gpus, nodes: its size; 0: not said (then the others say it).
+        queue, project, access_schema, job_name: as radical.pilot means them; empty: the resource's default.
+        sandbox: the folder for everything radical.pilot writes; None: a new temporary one.
+        start_timeout_s: seconds until the pilot must be active, waiting in a queue included.
+        resource_config: radical.pilot's description of the resource, laid over what it ships for that label.
+        forks: the tasks are forked on this host, with no launcher such as srun between.
+    """
+
+    resource: str
+    runtime_min: int
+    cores: int = 0
+    gpus: int = 0
+    nodes: int = 0
+    queue: str = ""
+    project: str = ""
+    access_schema: str = ""
+    job_name: str = ""
+    sandbox: Path | None = None
+    start_timeout_s: float = 300.0
+    resource_config: Mapping[str, Any] = field(default_factory=dict)
+    forks: bool = True
+
+
+#: key of the resources -> type it must have
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "resource": str,
+    "runtime": int,
+    "cores": int,
+    "gpus": int,
+    "nodes": int,
+    "queue": str,
+    "project": str,
+    "access_schema": str,
+    "job_name": str,
+    "sandbox": (str, os.PathLike),
+    "start_timeout_s": (int, float),
+    "resource_config": Mapping,
+}
+_LOCAL_START_TIMEOUT_S = 300.0
+_QUEUED_START_TIMEOUT_S = 24 * 3600.0
+
+
+def plan_pilot(resources: Mapping[str, Any], *, host_cores: int, folder: Path) -> PilotPlan:
+    """Return the plan for ``resources``, e.g. ``{'runtime': 30, 'resource': 'local.localhost'}``.
+
+    Args:
+        resources: ``runtime`` (whole minutes) is required; ``resource`` defaults to this machine. The rest is
+            optional: ``cores, gpus, nodes, queue, project, access_schema, job_name, sandbox, start_timeout_s,
+            resource_config``.
+        host_cores: the cores this process may use: what a pilot on this machine gets if it names none.
+        folder: where a pilot on other machines keeps its sandbox if it names none; all nodes must see it.
+
+    Raises:
+        UsageError: a key that is unknown, missing, or has a value that makes no sense.
+    """
+    _check_keys(resources)
+    label = str(resources.get("resource", "local.localhost"))
+    if "." not in label.strip("."):
+        raise UsageError(f"pilot resource {label!r} is not a label 'site.machine'", hint="e.g. 'local.localhost'")
+    config = dict(resources.get("resource_config") or {})
+    forks = config.get("resource_manager", "FORK" if label.startswith("local.") else "") == "FORK"
+    cores, nodes = _count(resources, "cores"), _count(resources, "nodes")
+    if cores and nodes:
+        raise UsageError("pilot resources name both 'cores' and 'nodes'", hint="name one of them")
+    if not cores and not nodes:
+        if not forks:
+            raise UsageError(f"the size of the pilot on {label} is not given", hint="add 'nodes' or 'cores'")
+        cores = host_cores
+    default_timeout_s = _LOCAL_START_TIMEOUT_S if forks else _QUEUED_START_TIMEOUT_S
+    return PilotPlan(
+        resource=label,
+        runtime_min=_runtime_min(resources),
+        cores=cores,
+        gpus=_count(resources, "gpus"),
+        nodes=nodes,
+        queue=str(resources.get("queue") or ""),
+        project=str(resources.get("project") or ""),
+        access_schema=str(resources.get("access_schema") or ""),
+        job_name=str(resources.get("job_name") or ""),
+        sandbox=_sandbox(resources, forks, folder),
+        start_timeout_s=_positive(resources, "start_timeout_s", default_timeout_s),
+        resource_config=config,
+        forks=forks,
+    )
+
+
+def _check_keys(resources: Mapping[str, Any]) -> None:
+    for key, value in resources.items():
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_KEYS)}"
+            raise UsageError(f"unknown key {key!r} in the pilot's resources", hint=hint)
+        if value is not None and (not isinstance(value, _KEYS[key]) or isinstance(value, bool)):
+            raise UsageError(f"pilot resource {key!r} has the value {value!r}, of the wrong type")
+
+
+def _count(resources: Mapping[str, Any], key: str) -> int:
+    value = resources.get(key)
+    if value is None:
+        return 0
+    if value < 0 or (value == 0 and key != "gpus"):
+        raise UsageError(f"pilot resource {key!r} is {value}", hint="it must be positive")
+    return int(value)
+
+
+def _positive(resources: Mapping[str, Any], key: str, default: float) -> float:
+    value = float(resources.get(key) or default)
+    if not 0 < value < float("inf"):
+        raise UsageError(f"pilot resource {key!r} is {value}", hint="it must be positive and finite")
+    return value
+
+
+def _runtime_min(resources: Mapping[str, Any]) -> int:
+    if resources.get("runtime") is None:
+        raise UsageError("the pilot's 'runtime' is missing", hint="add the minutes it shall live, e.g. 'runtime': 30")
+    return _count(resources, "runtime")
+
+
+def _sandbox(resources: Mapping[str, Any], forks: bool, folder: Path) -> Path | None:
+    given = resources.get("sandbox")
+    if given is None and forks:
+        return None
+    path = Path(given).expanduser().absolute() if given is not None else folder / ".rose-hpc-pilot"
+    if not _SHELL_SAFE.fullmatch(str(path)):
+        raise UsageError(
+            f"radical.pilot cannot work in {str(path)!r}: the path has characters its scripts do not quote",
+            hint="give 'sandbox' a folder named with letters, digits and _./+- only",
+        )
+    return path
+
+
+def host_environment(plan: PilotPlan, sandbox: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment radical.pilot's own processes run in: all they write lands in ``sandbox``."""
+    scripts = str(Path(sys.executable).parent)
+    changed = {
+        "HOME": str(sandbox / "home"),  # PSI/J keeps its scripts in ~/.psij, with no other setting
+        "TMPDIR": str(sandbox / "tmp"),  # agent configurations are left behind there
+        "PWD": str(sandbox),
+        "RADICAL_BASE": str(sandbox),
+        "RADICAL_CONFIG_USER_DIR": str(sandbox / "config"),
+        # radical.pilot starts its parts by name: they must be this interpreter's, activated or not
+        "PATH": f"{scripts}{os.pathsep}{environ.get('PATH', os.defpath)}",
+    }
+    if sys.prefix != sys.base_prefix:
+        changed["VIRTUAL_ENV"] = sys.prefix
+    defaults = {"RADICAL_DEFAULT_PROFILE": "FALSE", "RADICAL_DEFAULT_REPORT": "FALSE"}
+    if plan.forks:
+        defaults["RADICAL_DEFAULT_IFACE"] = "lo"  # its bridges have no authentication: not for the network to see
+    return {**defaults, **environ, **changed}
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A task as the pilot gets it: ``command`` is quoted for a POSIX shell, word by word."""
+
+    command: str
+    ranks: int
+    cores_per_rank: int
+    gpus_per_rank: float
+    mem_mb_per_rank: int
+    use_mpi: bool
+    name: str
+
+
+def plan_task(task: Mapping[str, Any], *, pilot: PilotPlan, environ: Mapping[str, str], folder: Path) -> TaskPlan:
+    """Return what an asyncflow task dict asks of ``pilot``.
+
+    Read from its ``task_backend_specific_kwargs`` (others are ignored): ``ranks``, ``cores_per_rank``,
+    ``gpus_per_rank``, ``mem_per_rank`` (MB) or ``mem_gb_per_rank``, ``environment`` (dict), ``cwd`` (default:
+    ``folder``), ``name``, and ``use_mpi`` (default False: the end of one rank leaves the others running).
+
+    Raises:
+        UsageError: not an executable task, values that make no sense, or more cores than the pilot has.
+    """
+    name = str(task.get("name") or task["uid"])
+    if not task.get("executable"):
+        raise UsageError(
+            f"task {name!r} is a Python function, which the pilot cannot run: it starts programs",
+            hint="make it an executable task, or use the embedded engine",
+        )
+    asked = dict(task.get("task_backend_specific_kwargs") or {})
+    ranks, cores = _whole(asked, "ranks", 1, name), _whole(asked, "cores_per_rank", 1, name)
+    gpus = float(asked.get("gpus_per_rank") or 0)
+    mem_mb = asked.get("mem_per_rank") or float(asked.get("mem_gb_per_rank") or 0) * 1024
+    use_mpi = bool(asked.get("use_mpi", False))
+    if pilot.cores and ranks * cores > pilot.cores:
+        raise UsageError(
+            f"task {name!r} asks for {ranks} ranks of {cores} cores = {ranks * cores}; the pilot has {pilot.cores}",
+            hint="give the pilot more 'cores', or the task fewer ranks",
+        )
+    argv = [str(task["executable"]), *map(str, task.get("arguments") or ())]
+    if pilot.forks and ranks > 1 and not use_mpi:
+        # Without srun or mpirun there is nobody to start the ranks: one task starts them all
+        argv = [sys.executable, "-I", "-S", str(_RANKS_PROGRAM), str(ranks), *argv]
+        cores, gpus, mem_mb, ranks = ranks * cores, ranks * gpus, ranks * mem_mb, 1
+    variables = _variables(asked, environ, name)
+    words = _env_words(argv, variables, str(asked.get("cwd") or folder), environ)
+    if any("\0" in word for word in words):
+        raise UsageError(f"the command of task {name!r} has a NUL byte in it")
+    label = str(asked.get("name") or name)
+    safe = label if _SHELL_SAFE.fullmatch(label) else ""
+    return TaskPlan(shlex.join(words), ranks, cores, gpus, int(mem_mb), use_mpi and ranks > 1, safe)
+
+
+def _whole(asked: Mapping[str, Any], key: str, default: int, name: str) -> int:
+    value = asked.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"task {name!r} has {key}={value!r}", hint="it must be a whole number, at least 1")
+    return value
+
+
+def _variables(asked: Mapping[str, Any], environ: Mapping[str, str], name: str) -> dict[str, str]:
+    given = {str(key): str(value) for key, value in (asked.get("environment") or {}).items()}
+    for key in given:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise UsageError(f"task {name!r} sets {key!r}, which is no name of an environment variable")
+    threads = dict.fromkeys(_THREAD_VARIABLES, str(asked.get("cores_per_rank", 1)))
+    return {**{key: environ[key] for key in _INHERITED if key in environ}, **threads, **given}
+
+
+def _env_words(argv: Sequence[str], variables: Mapping[str, str], cwd: str, environ: Mapping[str, str]) -> list[str]:
+    # env(1) sets all of this without a shell; radical.pilot's own way leaves $ and ` in values to be executed.
+    unset = [word for key in _INHERITED if key not in variables and key not in environ for word in ("-u", key)]
+    words = ["env", "-C", cwd, *unset, f"PWD={cwd}", *(f"{key}={value}" for key, value in variables.items())]
+    if "=" in argv[0]:  # env would take the program for one more assignment
+        words += ["/bin/sh", "-c", 'exec "$@"', "sh"]
+    return [*words, *argv]

@@ -1,0 +1,132 @@
+"""The heart: collect, merge, update, check, and again, until the reward converges.
+
+The loop does whatever has no record in the journal. A first run and a resumed run are the same code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from rose_hpc import retention
+from rose_hpc.errors import Interrupted, RoseHpcError, TaskError
+from rose_hpc.stages import Stages
+
+#: how often the environments of one iteration are run again for shards found damaged
+_MOST_DAMAGES = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why the loop stops: a state of the contract, and the reason in words."""
+
+    state: str
+    reason: str
+
+
+class Loop:
+    """One driver's passage through a run: the order of the stages, and when to stop."""
+
+    def __init__(self, stages: Stages) -> None:
+        self.stages = stages
+        self.session = stages.session
+        self.workflow = stages.workflow
+        self._running: asyncio.Task[None] | None = None
+        self._interrupt = ""
+        self._swept = False
+
+    async def iterations(self) -> AsyncGenerator[int, dict[str, Any] | None]:
+        """Yield every iteration once it is checked; ``asend`` the configuration that was set meanwhile, if any.
+
+        Raises:
+            TaskError: a rank or stage failed; the run can be resumed.
+            Interrupted: after :meth:`interrupt`.
+        """
+        progress = self.session.progress
+        try:
+            while (verdict := self.verdict()) is None:
+                iteration = progress.iteration
+                await self._guarded(self._iteration(iteration))
+                try:
+                    config = yield iteration
+                except GeneratorExit:
+                    self._close(iteration, None)
+                    self._end(self.verdict() or Verdict("stopped", "the program left the loop"))
+                    raise
+                self._close(iteration, config)
+            self._end(verdict)
+        except Interrupted as stop:
+            self._end(Verdict("stopped", stop.message))
+            raise
+        except (RoseHpcError, OSError) as error:
+            self._end(Verdict("failed", str(error)))
+            raise
+
+    def verdict(self) -> Verdict | None:
+        """Whether the iterations that are complete are enough, and why."""
+        progress, criterion = self.session.progress, self.workflow.criterion
+        if criterion is not None and progress.rewards and progress.rewards[-1][0] == progress.iteration - 1:
+            reward = progress.rewards[-1][1]
+            if criterion.met(reward):
+                return Verdict("converged", f"{criterion.metric} {reward:g} {criterion.operator} {criterion.threshold:g}")
+        limit = self.workflow.max_iterations
+        if limit and progress.iteration >= limit:
+            return Verdict("max_iterations", f"{progress.iteration} iterations are done (max_iterations = {limit})")
+        return None
+
+    def interrupt(self, why: str) -> None:
+        """End what runs, and leave a run that can be resumed."""
+        self._interrupt = why
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _iteration(self, iteration: int) -> None:
+        """Whatever of this iteration has no record."""
+        stages, progress = self.stages, self.session.progress
+        stages.recall(iteration)
+        damages = 0
+        while "merge" not in progress.stages:
+            if "collect" not in progress.stages:
+                await stages.collect(iteration)
+            if not await stages.merge(iteration):
+                damages += 1
+                if damages > _MOST_DAMAGES:
+                    raise TaskError(
+                        f"shards of iteration {iteration} were found damaged {damages} times", hint="check the file system"
+                    )
+        if "update" not in progress.stages:
+            await stages.update(iteration)
+        if self.workflow.criterion is not None and "check" not in progress.stages:
+            await stages.check(iteration, self.workflow.criterion.work)
+
+    def _close(self, iteration: int, config: dict[str, Any] | None) -> None:
+        self.session.record("checkpoint", iteration=iteration, **({"config": config} if config is not None else {}))
+        self.stages.values.clear()
+        self.session.journal.sync()
+        retention.apply(self.session.run, self.workflow, self.session.progress, iteration, sweep=not self._swept)
+        self._swept = True
+
+    def _end(self, verdict: Verdict) -> None:
+        progress = self.session.progress
+        if progress.end is None:
+            self.session.record("end", state=verdict.state, reason=verdict.reason, iteration=progress.iteration)
+            self.session.journal.sync()
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` so that :meth:`interrupt` can end it."""
+        self._running = asyncio.create_task(work)
+        try:
+            await self._running
+        except asyncio.CancelledError:
+            self._running.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._running
+            if self._interrupt:
+                raise Interrupted(self._interrupt) from None
+            self._end(Verdict("stopped", "cancelled"))
+            raise
+        finally:
+            self._running = None

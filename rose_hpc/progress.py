@@ -1,0 +1,118 @@
+"""Where a run stands: a pure fold over its journal. The loop, ``status`` and ``resume`` all read it from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Record = Mapping[str, Any]
+
+STAGES = ("collect", "merge", "update", "check")
+
+
+@dataclass
+class Progress:
+    """What the records say so far.
+
+    Attributes:
+        run: the run record.
+        iteration: the current iteration; as many are complete.
+        ranks: the current iteration's rank records, by environment.
+        stages: the current iteration's stage records, by stage.
+        rewards: one (iteration, reward) for each check.
+        merges, updates: every iteration's merge and update records.
+        config: what ``set_next_config`` set last, or None.
+        end: the last end record, if no driver came after it.
+        scripts: the digest of every script, as last seen.
+        jobs: one record for each driver.
+        failure: the last failed attempt.
+    """
+
+    run: Record = field(default_factory=dict)
+    iteration: int = 0
+    ranks: dict[str, Record] = field(default_factory=dict)
+    stages: dict[str, Record] = field(default_factory=dict)
+    rewards: list[tuple[int, float]] = field(default_factory=list)
+    merges: dict[int, Record] = field(default_factory=dict)
+    updates: dict[int, Record] = field(default_factory=dict)
+    config: Any = None
+    end: Record | None = None
+    scripts: dict[str, str] = field(default_factory=dict)
+    jobs: list[Record] = field(default_factory=list)
+    failure: Record | None = None
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Progress:
+        """The progress after ``records``."""
+        progress = cls()
+        for record in records:
+            progress.apply(record)
+        return progress
+
+    def apply(self, record: Record) -> None:
+        """Take one more record. Kinds not known here do not change where the run stands."""
+        match record["kind"]:
+            case "run" | "extend":
+                self.run = {**self.run, **record}
+                self.end = None
+            case "job":
+                self.jobs.append(record)
+                self.end = None
+            case "scripts":
+                self.scripts.update(record["digests"])
+            case "rank":
+                self.ranks[record["environment"]] = record
+            case "attempt":
+                self.failure = record
+            case "stage":
+                self._stage(record)
+            case "damaged":
+                self.ranks.pop(record["environment"], None)
+                self.stages.pop("collect", None)
+            case "redo":
+                self.ranks, self.stages = {}, {}
+            case "checkpoint":
+                self.iteration = record["iteration"] + 1
+                self.ranks, self.stages = {}, {}
+                self.config = record.get("config", self.config)
+            case "end":
+                self.end = record
+
+    def _stage(self, record: Record) -> None:
+        stage, iteration = record["stage"], record["iteration"]
+        self.stages[stage] = record
+        if stage == "merge":
+            self.merges[iteration] = record
+        elif stage == "update":
+            self.updates[iteration] = record
+        elif stage == "check":
+            if self.rewards and self.rewards[-1][0] == iteration:  # an iteration done again
+                self.rewards.pop()
+            self.rewards.append((iteration, record["reward"]))
+
+    @property
+    def stage(self) -> str | None:
+        """The first stage of the current iteration without a record; None when all have one."""
+        return next((stage for stage in STAGES if stage not in self.stages), None)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all banks."""
+        return sum(record.get("rows", 0) for record in self.merges.values())
+
+    @property
+    def reward(self) -> float | None:
+        """The last one."""
+        return self.rewards[-1][1] if self.rewards else None
+
+    def best(self, operator: str, before: int | None = None) -> tuple[int, float] | None:
+        """Iteration and value of the best reward, the first of equals; the least is best where less is asked for.
+
+        Args:
+            operator: the criterion's.
+            before: only iterations before this one.
+        """
+        sign = 1 if operator.startswith("<") else -1
+        rewards = (entry for entry in self.rewards if before is None or entry[0] < before)
+        return min(rewards, key=lambda entry: (sign * entry[1], entry[0]), default=None)

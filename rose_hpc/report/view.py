@@ -1,0 +1,174 @@
+"""A run as it happens: plain lines for logs and pipes, a live table for terminals. Both are observers of a session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rose_hpc.progress import STAGES, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+_MB = 1e6
+
+
+def criterion_text(run: Mapping[str, Any]) -> str:
+    """``MODEL_REWARD > 200``, or how many iterations there are to be."""
+    if run.get("metric"):
+        return f"{run['metric']} {run['operator']} {run['threshold']:g}"
+    return f"{run.get('max_iterations')} iterations"
+
+
+def rate_text(record: Mapping[str, Any]) -> str:
+    """Rows, megabytes and speed of a merge."""
+    if record.get("skipped"):
+        return str(record["skipped"])
+    speed = record["bytes"] / _MB / max(record["seconds"], 1e-6)
+    return f"{record['rows']:,} rows, {record['bytes'] / _MB:.1f} MB at {speed:,.0f} MB/s"
+
+
+class Lines:
+    """What is worth a line: the start, whatever goes wrong, every iteration, the end."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def line(self, record: Mapping[str, Any], progress: Progress) -> str | None:
+        """The line for a record; None for those that would drown the others."""
+        match record["kind"]:
+            case "job":
+                self._began = time.monotonic()
+                run = progress.run
+                verb = f"goes on at iteration {progress.iteration}" if len(progress.jobs) > 1 else "begins"
+                return f"{run['name']} (seed {run['seed']}) {verb}, until {criterion_text(run)}"
+            case "attempt":
+                return f"iteration {record['iteration']}: {record['environment'] or record['stage']} {record['message']}"
+            case "checkpoint":
+                seconds, self._began = time.monotonic() - self._began, time.monotonic()
+                return self._iteration(record["iteration"], progress, seconds)
+            case "end":
+                return f"{record['state']}: {record['reason']}"
+        return None
+
+    def _iteration(self, iteration: int, progress: Progress, seconds: float) -> str:
+        reward = ""
+        if progress.rewards and progress.rewards[-1][0] == iteration:
+            reward = f"{progress.run['metric']} {progress.rewards[-1][1]:g}  "
+        return f"iteration {iteration}: {reward}({rate_text(progress.merges[iteration])}; {seconds:.1f} s)"
+
+
+class PlainView:
+    """Lines on a stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines = Lines()
+
+    def started(self, iteration: int, stage: str, environment: str) -> None:
+        """Worth no line."""
+
+    def recorded(self, record: Mapping[str, Any], progress: Progress) -> None:
+        """A record was written."""
+        if (line := self._lines.line(record, progress)) is not None:
+            self._say(line)
+
+    def warned(self, text: str) -> None:
+        """Something people should know."""
+        self._say(f"warning: {text}")
+
+    def _say(self, text: str) -> None:
+        with suppress(BrokenPipeError, ValueError):  # whoever read it is gone; the run goes on
+            print(text, file=self._stream, flush=True)  # noqa: T201 - this is the display
+
+
+class LiveView:
+    """Iteration, stage, a bar for each environment, the reward against its threshold, rows and MB/s; in place."""
+
+    _MOST_BARS = 16
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
+        self._console = console
+        self._live = Live(get_renderable=self.render, console=console, refresh_per_second=8, transient=True)
+        self._progress = Progress()
+        self._stage = ""
+        self._begun: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}  # how long each environment took the last time
+        self._lines = Lines()
+
+    def __enter__(self) -> LiveView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def started(self, iteration: int, stage: str, environment: str) -> None:
+        """A rank or stage began."""
+        self._stage = stage
+        self._begun[environment or stage] = time.monotonic()
+
+    def recorded(self, record: Mapping[str, Any], progress: Progress) -> None:
+        """A record was written."""
+        self._progress = progress
+        if record["kind"] == "rank":
+            self._seconds[record["environment"]] = record["seconds"]
+        elif record["kind"] == "checkpoint":
+            self._begun.clear()
+        if (line := self._lines.line(record, progress)) is not None:
+            self._live.console.print(line, highlight=False, markup=False)
+
+    def warned(self, text: str) -> None:
+        """Something people should know."""
+        self._live.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
+    def render(self) -> RenderableType:
+        """What the terminal shows now."""
+        from rich.console import Group
+        from rich.text import Text
+
+        progress = self._progress
+        if not progress.run:
+            return Text("starting")
+        stage = next((s for s in STAGES if s not in progress.stages), "")
+        reward = "no reward yet" if progress.reward is None else f"{progress.run['metric']} {progress.reward:g}"
+        best = progress.best(progress.run.get("operator") or ">")
+        if best is not None:
+            reward += f", best {best[1]:g} (iteration {best[0]})"
+        head = Text.assemble(
+            ("iteration ", "dim"), (str(progress.iteration), "bold"), ("  stage ", "dim"), (stage, "bold cyan"), f"  {reward}  "
+        )
+        head.append(f"until {criterion_text(progress.run)}", "dim")
+        parts: list[RenderableType] = [head, self._bars(progress)]
+        if progress.merges:
+            last = max(progress.merges)
+            parts.append(Text(f"last merge: {rate_text(progress.merges[last])}; {progress.rows:,} rows in all", "dim"))
+        return Group(*parts)
+
+    def _bars(self, progress: Progress) -> Table:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 1))
+        names = progress.run["environments"]
+        for name in names[: self._MOST_BARS]:
+            record = progress.ranks.get(name)
+            if record is not None:
+                table.add_row(name, ProgressBar(total=1, completed=1, width=30), f"{record['rows']:,} rows, {record['seconds']:.1f} s")
+            elif name in self._begun:
+                ran = time.monotonic() - self._begun[name]
+                usual = self._seconds.get(name)
+                bar = ProgressBar(total=1, completed=min(ran / usual, 0.99), width=30) if usual else ProgressBar(total=None, width=30)
+                table.add_row(name, bar, f"{ran:.1f} s")
+            else:
+                table.add_row(name, ProgressBar(total=1, completed=0, width=30), "waits")
+        if len(names) > self._MOST_BARS:
+            done = len(progress.ranks)
+            table.add_row(f"and {len(names) - self._MOST_BARS} more", "", f"{done} of {len(names)} done")
+        return table
+

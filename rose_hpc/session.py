@@ -1,0 +1,154 @@
+"""A run as its driver holds it: directory, lock, journal and progress, opened together and kept in step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rose_hpc import __version__, rundir
+from rose_hpc.errors import RunError
+from rose_hpc.journal import SYNC_INTERVAL_S, Journal
+from rose_hpc.progress import Progress
+from rose_hpc.rundir import HEARTBEAT_S, Ownership, RunDir
+
+log = logging.getLogger(__name__)
+
+#: of a file on a command line, only one of at most this size is taken for a script
+_SCRIPT_BYTES = 16 * 1024 * 1024
+
+
+class Observer(Protocol):
+    """Who watches a run: the live view, the plain lines, trackers."""
+
+    def started(self, iteration: int, stage: str, environment: str) -> None:
+        """A rank or stage began."""
+
+    def recorded(self, record: Mapping[str, Any], progress: Progress) -> None:
+        """A record was written."""
+
+    def warned(self, text: str) -> None:
+        """Something people should know, which ends nothing."""
+
+
+class Session:
+    """One driver's time with a run.
+
+    Args:
+        run: the run directory; it exists, and has a journal.
+        observers: told of every record.
+
+    Raises:
+        OwnedError: when another driver lives.
+        JournalError: when the journal is damaged.
+    """
+
+    def __init__(self, run: RunDir, observers: Sequence[Observer] = ()) -> None:
+        self.run = run
+        self.observers = list(observers)
+        self.ownership = Ownership(run)
+        try:
+            self.journal = Journal(run.journal)
+        except BaseException:
+            self.ownership.release()
+            raise
+        self.progress = Progress.of(self.journal)
+        self._checked: set[str] = set()
+        self._closing = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="rose_hpc heartbeat", daemon=True)
+        self._beating.start()
+
+    def _beat(self) -> None:
+        # A thread, because a program may keep the event loop busy for longer than a heartbeat may be late.
+        waited = 0.0
+        while not self._closing.wait(SYNC_INTERVAL_S):
+            waited += SYNC_INTERVAL_S
+            try:
+                self.journal.sync()
+                if waited >= HEARTBEAT_S:
+                    waited = 0.0
+                    self.ownership.beat()
+            except OSError as error:
+                log.warning("the run's files cannot be brought up to date: %s", error)
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Append a record, and let everyone know."""
+        record = self.journal.append(kind, **fields)
+        self.progress.apply(record)
+        for observer in self.observers:
+            observer.recorded(record, self.progress)
+
+    def started(self, iteration: int, stage: str, environment: str = "") -> None:
+        """Tell the observers that something began."""
+        for observer in self.observers:
+            observer.started(iteration, stage, environment)
+
+    def warn(self, text: str) -> None:
+        """Tell the observers, and the log."""
+        log.warning("%s", text)
+        for observer in self.observers:
+            observer.warned(text)
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """The first records of this driver: the run, if it is new, and the driver itself.
+
+        Raises:
+            RunError: when this is another run than ``facts`` describe.
+        """
+        known = self.progress.run
+        if not known:
+            self.record("run", version=__version__, **facts)
+        elif known["name"] != facts["name"] or known["environments"] != facts["environments"]:
+            changed = "name" if known["name"] != facts["name"] else "environments"
+            raise RunError(
+                f"{self.run.path} is a run of {known[changed]}, not of {facts[changed]}", hint="start a new run instead"
+            )
+        else:
+            ours = ("argv", "interpreter", "cwd") if facts["source"] == "config" else ()  # of `resume`, not of the run
+            differences = {key: value for key, value in facts.items() if known.get(key) != value and key not in ours}
+            if differences:
+                self.record("extend", **differences)
+        owner = {key: self.ownership._facts[key] for key in ("epoch", "host", "pid", "job")}
+        self.record("job", version=__version__, python=sys.version.split()[0], **owner)
+
+    def check_scripts(self, argv: Sequence[str], cwd: Path) -> None:
+        """Note the digests of the files on a command line; warn of those that changed since they were last used."""
+        digests = {}
+        for word in argv:
+            path = Path(os.path.normpath(cwd / word)) if word and len(word) < 4096 else None
+            if path is None or str(path) in self._checked or path == Path(sys.executable) or "\0" in word:
+                continue
+            self._checked.add(str(path))
+            if path.suffix and path.is_file() and path.stat().st_size <= _SCRIPT_BYTES:
+                digests[str(path)] = _digest(path)
+        known = self.progress.scripts
+        if changed := [path for path, digest in digests.items() if known.get(path, digest) != digest]:
+            since = f"since iteration {self.progress.iteration} was begun" if self.progress.stages else "since it was last used"
+            self.warn(f"{', '.join(changed)} changed {since}: from here on the run uses it as it is now")
+        if new := {path: digest for path, digest in digests.items() if known.get(path) != digest}:
+            self.record("scripts", digests=new)
+
+    def close(self) -> None:
+        """Let go of the run; idempotent."""
+        if not self._closing.is_set():
+            self._closing.set()
+            self._beating.join()
+            self.journal.close()
+            self.ownership.release()
+
+
+def _digest(path: Path) -> str:
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+
+
+def clear_scratch(run: RunDir) -> None:
+    """Remove what earlier drivers left unpublished. Only the owner may."""
+    run.scratch.mkdir(exist_ok=True)
+    for path in run.scratch.iterdir():
+        rundir.remove(path)

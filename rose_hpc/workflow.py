@@ -1,0 +1,220 @@
+"""What a run consists of, as frozen data; a TOML file and a program's decorators fill the same :class:`Workflow`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rose_hpc.errors import UsageError
+from rose_hpc.metrics import compare
+
+if TYPE_CHECKING:
+    from rose_hpc.config_models import Config
+
+Function = Callable[..., Any]
+CommandMaker = Callable[..., Awaitable[str]]
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one task of a stage takes while it runs."""
+
+    ranks: int = 1
+    cores_per_rank: int = 1
+    gpus_per_rank: float = 0.0
+    mem_gb_per_rank: float | None = None
+
+    @property
+    def cores(self) -> int:
+        """Cores of all its ranks."""
+        return self.ranks * self.cores_per_rank
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stage or environment runs: exactly one of the three.
+
+    Attributes:
+        argv: a command, argument by argument.
+        make_command: an async function that gives a command line (as asyncflow's executable tasks), called in the driver.
+        function: a function, async or not, called in a rank.
+        timeout_s: seconds from its start to TERM; None: no limit.
+        resources: what it takes.
+    """
+
+    argv: tuple[str, ...] = ()
+    make_command: CommandMaker | None = None
+    function: Function | None = None
+    timeout_s: float | None = None
+    resources: Resources = field(default_factory=Resources)
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is called, not executed."""
+        return self.function is not None
+
+    async def command(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """The arguments to execute.
+
+        Raises:
+            UsageError: when the program's function gives no command line.
+        """
+        if self.make_command is None:
+            return self.argv
+        line = await self.make_command(*args, **kwargs)
+        name = getattr(self.make_command, "__name__", "the task")
+        if not isinstance(line, str) or not (argv := shlex.split(line)):
+            raise UsageError(
+                f"{name} returned {line!r}, not a command line", hint="return a string, or register it with as_executable=False"
+            )
+        return tuple(argv)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One named, parameterised source of experience.
+
+    Attributes:
+        shard: whether it must leave a shard; None: it may (functions).
+    """
+
+    name: str
+    work: Work
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    shard: bool | None = True
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """When to stop: the number that ``work`` gives, compared with a threshold."""
+
+    work: Work
+    metric: str
+    operator: str
+    threshold: float
+
+    def met(self, value: float) -> bool:
+        """Whether the run has converged."""
+        return compare(value, self.operator, self.threshold)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What stays on disk; see ``[retention]``."""
+
+    policies: Literal["all"] | int = "all"
+    banks: Literal["all", "window"] | int = "window"
+    shards: bool = False
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """Everything the loop needs to know.
+
+    Attributes:
+        cwd: the folder commands run in.
+        window: iterations whose banks the update sees as one.
+        verify, workers: how shards are merged.
+    """
+
+    name: str
+    cwd: Path
+    environments: tuple[Environment, ...]
+    update: Work
+    criterion: Criterion | None = None
+    max_iterations: int | None = None
+    window: int = 1
+    verify: bool = True
+    workers: int | None = None
+    max_concurrent: int | None = None
+    retention: Retention = field(default_factory=Retention)
+
+    def __post_init__(self) -> None:
+        if not self.environments:
+            raise UsageError("there is no environment", hint="register one with @learner.environment_task(name=...)")
+        seen: dict[str, str] = {}
+        for environment in self.environments:
+            check_name(environment.name)
+            if (other := seen.setdefault(environment.name.casefold(), environment.name)) is not environment.name:
+                raise UsageError(f"two environments are named {other!r} and {environment.name!r}", hint="make each unique")
+        if self.criterion is None and not self.max_iterations:
+            raise UsageError("this would never end", hint="add a stop criterion, or give max_iter")
+
+    @property
+    def works(self) -> dict[str, Work]:
+        """Every work by what it is called: environments by name, then ``update`` and ``check``."""
+        works = {f"environment {e.name}": e.work for e in self.environments} | {"update": self.update}
+        return works | ({"check": self.criterion.work} if self.criterion else {})
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that could not be a file's, or an environment's.
+
+    Raises:
+        UsageError: when it does not match the contract.
+    """
+    if not _NAME.fullmatch(name) or name in (".", ".."):
+        raise UsageError(f"the name {name!r} must be 1 to 64 of A-Z a-z 0-9 _ . - (and not '.' or '..')")
+
+
+def takes(function: Function, count: int, keywords: Mapping[str, Any]) -> bool:
+    """Whether ``function`` can be called with ``count`` positional values and ``keywords``; True where nobody can tell."""
+    try:
+        inspect.signature(function).bind(*range(count), **keywords)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def from_config(config: Config) -> Workflow:
+    """The workflow of a configuration file."""
+
+    def work(stage: Any) -> Work:
+        resources = Resources(stage.ranks, stage.cores_per_rank, stage.gpus_per_rank, stage.mem_gb_per_rank)
+        return Work(argv=stage.argv, timeout_s=stage.timeout_s, resources=resources)
+
+    check = config.check
+    return Workflow(
+        name=config.name,
+        cwd=config.base,
+        environments=tuple(
+            Environment(e.name, work(e), dict(e.parameters), shard=e.shard or None) for e in config.environments.resolve()
+        ),
+        update=work(config.update),
+        criterion=None if check is None else Criterion(work(check), check.metric, check.operator, check.threshold),
+        max_iterations=config.loop.max_iterations,
+        window=config.merge.window,
+        verify=config.merge.verify,
+        workers=config.merge.workers,
+        max_concurrent=config.loop.max_concurrent,
+        retention=Retention(config.retention.policies, config.retention.banks, config.retention.shards),
+    )
+
+
+def check_fits(workflow: Workflow, cores: int) -> None:
+    """Refuse work that could never start on an embedded engine of ``cores`` cores.
+
+    Raises:
+        UsageError: it names the work, with the arithmetic.
+    """
+    for name, work in workflow.works.items():
+        r = work.resources
+        if r.ranks > 1:
+            raise UsageError(
+                f"{name} asks for {r.ranks} ranks: the embedded engine runs programs of one rank",
+                hint="start MPI in its command, with cores_per_rank for its cores, or use the pilot",
+            )
+        if r.cores > cores and workflow.max_concurrent is None:
+            raise UsageError(
+                f"{name} asks for {r.ranks} x {r.cores_per_rank} = {r.cores} cores, and there are {cores}",
+                hint="lower its cores_per_rank, or set loop.max_concurrent to share cores",
+            )
