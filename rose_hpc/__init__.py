@@ -19,10 +19,10 @@ _NAMES = {
     "Task": "task",
     "ParallelExperience": "learners",
     "SequentialReinforcementLearner": "learners",
-    "IterationState": "learners",
-    "LearnerConfig": "learners",
-    "TaskConfig": "learners",
-    "TrackerBase": "learners",
+    "IterationState": "states",
+    "LearnerConfig": "states",
+    "TaskConfig": "states",
+    "TrackerBase": "tracking",
     "EmbeddedExecutionBackend": "execution.local",
     "RadicalExecutionBackend": "execution.pilot",
     "execution_backend": "execution.select",
@@ -35,7 +35,7 @@ _NAMES = {
     "EQUAL_TO_THRESHOLD": "metrics",
 }
 
-__all__ = ["__version__", *_NAMES]  # noqa: PLE0604 - the names are strings, made from the table above
+__all__ = ["__version__", *_NAMES]
 
 
 def __getattr__(name: str) -> Any:
@@ -55,3 +55,22 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from rose_hpc.errors import Interrupted as Interrupted
     from rose_hpc.errors import RoseHpcError as RoseHpcError
+    from rose_hpc.execution.local import EmbeddedExecutionBackend as EmbeddedExecutionBackend
+    from rose_hpc.execution.pilot import RadicalExecutionBackend as RadicalExecutionBackend
+    from rose_hpc.execution.select import execution_backend as execution_backend
+    from rose_hpc.experience.bank import ExperienceBank as ExperienceBank
+    from rose_hpc.experience.merge import merge_shards as merge_shards
+    from rose_hpc.experience.shard import ShardWriter as ShardWriter
+    from rose_hpc.learners import ParallelExperience as ParallelExperience
+    from rose_hpc.learners import SequentialReinforcementLearner as SequentialReinforcementLearner
+    from rose_hpc.metrics import EQUAL_TO_THRESHOLD as EQUAL_TO_THRESHOLD
+    from rose_hpc.metrics import GREATER_THAN_OR_EQUAL_TO_THRESHOLD as GREATER_THAN_OR_EQUAL_TO_THRESHOLD
+    from rose_hpc.metrics import GREATER_THAN_THRESHOLD as GREATER_THAN_THRESHOLD
+    from rose_hpc.metrics import LESS_THAN_OR_EQUAL_TO_THRESHOLD as LESS_THAN_OR_EQUAL_TO_THRESHOLD
+    from rose_hpc.metrics import LESS_THAN_THRESHOLD as LESS_THAN_THRESHOLD
+    from rose_hpc.states import IterationState as IterationState
+    from rose_hpc.states import LearnerConfig as LearnerConfig
+    from rose_hpc.states import TaskConfig as TaskConfig
+    from rose_hpc.task import Task as Task
+    from rose_hpc.task import current_task as current_task
+    from rose_hpc.tracking import TrackerBase as TrackerBase

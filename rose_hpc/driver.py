@@ -46,7 +46,7 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
 
 
 def drive_shown(run: RunDir) -> int:
-    """Drive the run with a display: live on a terminal, else plain lines, the run directory being the last. The exit code."""
+    """Drive the run with a display, live on a terminal, else lines of which the run directory is the last; the exit code."""
     from rose_hpc.report.view import LiveView, PlainView
 
     if sys.stdout.isatty():
@@ -54,7 +54,9 @@ def drive_shown(run: RunDir) -> int:
 
         with LiveView(Console()) as view:
             code = drive(run, [view])
-        print(f"\n  status   rose-hpc status {run.path}\n  logs     rose-hpc logs {run.path}")  # noqa: T201 - for people
+        Console().print(
+            f"\n  status   rose-hpc status {run.path}\n  logs     rose-hpc logs {run.path}", highlight=False
+        )
         return code
     try:
         return drive(run, [PlainView(sys.stdout)])
@@ -137,7 +139,7 @@ def run_facts(workflow: Workflow, seed: int | None, source: str = "config") -> d
 
 @contextmanager
 def interrupts(loop: Loop) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP interrupt the loop meanwhile; asyncflow's own handlers would cancel it without a record."""
+    """Let SIGINT, SIGTERM and SIGHUP interrupt the loop; asyncflow's own handlers would cancel it without a record."""
     events = asyncio.get_running_loop()
 
     def interrupt(number: signal.Signals) -> None:

@@ -1,8 +1,8 @@
 """The journal: append-only JSON lines, each with its checksum; what has no record has not happened.
 
-A line is one object: ``seq`` (from 0, without gaps), ``time`` (Unix seconds), ``kind``, the fields of that kind, and last ``sum``,
-the CRC-32 (8 hex digits) of the line's own bytes without that last field. CRC-32 finds every single flipped byte, and any
-language has it. Only the driver that owns the run appends; anybody may read, at any time.
+A line is one object: ``seq`` (from 0, without gaps), ``time`` (Unix seconds), ``kind``, the fields of that kind, and
+last ``sum``, the CRC-32 (8 hex digits) of the line's own bytes without that last field. CRC-32 finds every single
+flipped byte, and any language has it. Only the driver that owns the run appends; anybody may read, at any time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """ROSE's learners: decorators that fill a :class:`~rose_hpc.workflow.Workflow`, and the loop behind them.
 
-Everything runs through the one loop of :mod:`rose_hpc.loop`: a program's run has a directory, a journal and a lock like any other, and is
-resumed by running the program again with ``ROSE_HPC_RUN`` set (``rose-hpc resume RUN`` does that).
+Everything runs through the one loop of :mod:`rose_hpc.loop`: a program's run has a directory, a journal and a lock
+like any other, and is resumed by running the program again with ``ROSE_HPC_RUN`` set (``rose-hpc resume RUN`` does
+that).
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import logging
 import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any, TypeVar, overload
 
 from rose_hpc import rundir
 from rose_hpc.driver import interrupts, run_facts
@@ -27,18 +26,9 @@ from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 from rose_hpc.session import Observer, Session, clear_scratch
 from rose_hpc.stages import Stages
+from rose_hpc.states import IterationState, LearnerConfig
 from rose_hpc.tracking import CriterionManifest, PipelineManifest, TaskManifest, TrackerBase
 from rose_hpc.workflow import Criterion, Environment, Resources, Work, Workflow, check_name, takes
-
-__all__ = [
-    "IterationState",
-    "LearnerConfig",
-    "ParallelExperience",
-    "ReinforcementLearner",
-    "SequentialReinforcementLearner",
-    "TaskConfig",
-    "TrackerBase",
-]
 
 log = logging.getLogger(__name__)
 
@@ -46,71 +36,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: the runs of the learners that have started in this process: the first has the run directory, the others folders in it
 _started: list[RunDir] = []
-
-
-@dataclass
-class IterationState:
-    """What is known once an iteration is checked.
-
-    Attributes:
-        iteration: counts from 0.
-        metric_name, metric_value, metric_threshold: the criterion; None without one.
-        metric_history: all values so far, this one last.
-        should_stop: whether the criterion is met.
-        current_config: the configuration the iteration ran with.
-        learner_id: of a population's learner.
-        state: what tasks returned as dicts, merged; its keys are attributes too.
-    """
-
-    iteration: int
-    metric_name: str | None = None
-    metric_value: float | None = None
-    metric_threshold: float | None = None
-    metric_history: list[float] = field(default_factory=list)
-    should_stop: bool = False
-    current_config: LearnerConfig | None = None
-    learner_id: int | str | None = None
-    state: dict[str, Any] = field(default_factory=dict)
-
-    def __getattr__(self, name: str) -> Any:
-        state = self.__dict__.get("state", {})
-        if name in state:
-            return state[name]
-        # ROSE answers None here; a misspelt name should not look like a missing value
-        raise AttributeError(f"no task returned {name!r}; there is: {', '.join(state) or 'nothing'}")
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A value that a task returned, or ``default``."""
-        return self.state.get(key, default)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: the metric, and everything in ``state``."""
-        names = ("iteration", "metric_name", "metric_value", "metric_threshold", "metric_history", "should_stop", "learner_id")
-        return {**{name: getattr(self, name) for name in names}, **self.state}
-
-
-class TaskConfig(BaseModel):
-    """Arguments for one task: positional ones come before the values the loop passes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-
-
-class LearnerConfig(BaseModel):
-    """Arguments per task, the same for every iteration or by iteration (-1: all others)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    environment: TaskConfig | dict[int, TaskConfig] | None = None
-    update: TaskConfig | dict[int, TaskConfig] | None = None
-    criterion: TaskConfig | dict[int, TaskConfig] | None = None
-
-    def get_task_config(self, task_name: str, iteration: int) -> TaskConfig | None:
-        """What ``task_name`` (``environment``, ``update``, ``criterion``) gets in ``iteration``; None: nothing of its own."""
-        config = getattr(self, task_name, None)
-        return config.get(iteration, config.get(-1)) if isinstance(config, dict) else config
 
 
 @dataclass(frozen=True)
@@ -130,10 +55,14 @@ class _Registered:
         except TypeError:
             known = {"timeout_s", *Resources.__dataclass_fields__}
             unknown = ", ".join(sorted(options.keys() - known))
-            raise UsageError(f"{self.func.__name__}: unknown option {unknown}", hint=f"known: {', '.join(sorted(known))}") from None
+            raise UsageError(
+                f"{self.func.__name__}: unknown option {unknown}", hint=f"known: {', '.join(sorted(known))}"
+            ) from None
         if self.as_executable:
             if not inspect.iscoroutinefunction(self.func):
-                raise UsageError(f"{self.func.__name__} must be async", hint="write `async def`, returning the command line")
+                raise UsageError(
+                    f"{self.func.__name__} must be async", hint="write `async def`, returning the command line"
+                )
             return Work(make_command=self.func, timeout_s=timeout_s, resources=resources)
         return Work(function=self.func, timeout_s=timeout_s, resources=resources)
 
@@ -163,11 +92,18 @@ class ReinforcementLearner:
     """
 
     def __init__(
-        self, asyncflow: Any, *, run_dir: str | Path | None = None, seed: int | None = None, window: int = 1, quiet: bool = False
+        self,
+        asyncflow: Any,
+        *,
+        run_dir: str | Path | None = None,
+        seed: int | None = None,
+        window: int = 1,
+        quiet: bool = False,
     ) -> None:
         if not hasattr(asyncflow, "executable_task"):
             raise UsageError(
-                f"{type(asyncflow).__name__} is not a WorkflowEngine", hint="await WorkflowEngine.create(backend) makes one"
+                f"{type(asyncflow).__name__} is not a WorkflowEngine",
+                hint="await WorkflowEngine.create(backend) makes one",
             )
         self.asyncflow = asyncflow
         self.run: RunDir | None = None
@@ -198,6 +134,10 @@ class ReinforcementLearner:
 
         return decorate
 
+    @overload
+    def update_task(self, func: F, /) -> F: ...
+    @overload
+    def update_task(self, **options: Any) -> Callable[[F], F]: ...
     def update_task(self, func: Any = None, **options: Any) -> Any:
         """Register the update, bare or called: ``@pe.update_task`` or ``@pe.update_task(as_executable=False, ...)``.
 
@@ -215,8 +155,8 @@ class ReinforcementLearner:
     ) -> Callable[[F], F]:
         """Register the check. Its number is compared as ``operator`` says (by default the metric's own).
 
-        A command prints its number as the last line of its output; a function gets the update's value and returns a number, or a
-        dict with ``metric_value``.
+        A command prints its number as the last line of its output; a function gets the update's value and returns a
+        number, or a dict with ``metric_value``.
         """
         operator = operator or operator_for(metric_name)
         if operator not in OPERATORS:
@@ -265,14 +205,15 @@ class ReinforcementLearner:
     async def learn(self, max_iter: int = 0, initial_config: LearnerConfig | None = None) -> IterationState | None:
         """Run to the end; the last state, or None when a resumed run had nothing left to do."""
         state = None
-        async for state in self.start(max_iter=max_iter, initial_config=initial_config):
-            pass
+        async for each in self.start(max_iter=max_iter, initial_config=initial_config):
+            state = each
         return state or self._last_known()
 
     async def start(
         self, max_iter: int = 0, initial_config: LearnerConfig | None = None
     ) -> AsyncIterator[IterationState]:
-        """Run, yielding the state of every iteration once it is checked; a resumed run does not yield again what it has.
+        """Run, yielding the state of every iteration once it is checked; a resumed run does not yield again what it
+        has.
 
         Args:
             max_iter: iterations at most; 0: until the criterion is met.
@@ -312,7 +253,7 @@ class ReinforcementLearner:
                 except StopAsyncIteration:
                     return
                 self._state = state = self._build(loop, iteration)
-                self._tell(lambda tracker, state=state: tracker.on_iteration(state))
+                self._tell_iteration(state)
                 yield state
                 config = self._take_pending()
         finally:
@@ -388,7 +329,9 @@ class ReinforcementLearner:
         try:
             return self._config.model_dump(mode="json")
         except ValueError as error:
-            raise UsageError(f"set_next_config: {error}", hint="its arguments must be JSON-like, so that a record holds them") from error
+            raise UsageError(
+                f"set_next_config: {error}", hint="its arguments must be JSON-like, so that a record holds them"
+            ) from error
 
     def _arguments(self, stage: str, iteration: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         task = {"collect": "environment", "check": "criterion"}.get(stage, stage)
@@ -400,7 +343,9 @@ class ReinforcementLearner:
         state: dict[str, Any] = {}
         for name, value in loop.stages.values.items():
             if isinstance(value, dict):
-                state.update({k: v for k, v in value.items() if name != "check" or k not in ("metric_value", "should_stop")})
+                state.update(
+                    {k: v for k, v in value.items() if name != "check" or k not in ("metric_value", "should_stop")}
+                )
         reward = progress.reward if criterion else None
         return IterationState(
             iteration=iteration,
@@ -443,6 +388,9 @@ class ReinforcementLearner:
             except Exception:
                 log.exception("the tracker %s failed; the run goes on", type(tracker).__name__)
 
+    def _tell_iteration(self, state: IterationState) -> None:
+        self._tell(lambda tracker: tracker.on_iteration(state))
+
     def _tell_stop(self, session: Session) -> None:
         reasons = {"converged": "criterion_met", "max_iterations": "max_iter_reached", "stopped": "stopped"}
         reason = reasons.get((session.progress.end or {}).get("state", ""), "error")
@@ -462,13 +410,17 @@ class ParallelExperience(ReinforcementLearner):
     """
 
     def environment_task(self, name: str, **options: Any) -> Callable[[F], F]:
-        """Register an environment at once: ``@pe.environment_task(name="env_1", as_executable=False, cores_per_rank=2)``."""
+        """Register an environment at once; options: ``as_executable``, ``timeout_s``, ``ranks``, ``cores_per_rank``, ..."""
         return self._environment(name, options)
 
 
 class SequentialReinforcementLearner(ReinforcementLearner):
     """The one-environment case of :class:`ParallelExperience`."""
 
+    @overload
+    def environment_task(self, func: F, /) -> F: ...
+    @overload
+    def environment_task(self, **options: Any) -> Callable[[F], F]: ...
     def environment_task(self, func: Any = None, **options: Any) -> Any:
         """Register the environment, bare or called."""
 

@@ -71,7 +71,9 @@ class Loop:
         if criterion is not None and progress.rewards and progress.rewards[-1][0] == progress.iteration - 1:
             reward = progress.rewards[-1][1]
             if criterion.met(reward):
-                return Verdict("converged", f"{criterion.metric} {reward:g} {criterion.operator} {criterion.threshold:g}")
+                return Verdict(
+                    "converged", f"{criterion.metric} {reward:g} {criterion.operator} {criterion.threshold:g}"
+                )
         limit = self.workflow.max_iterations
         if limit and progress.iteration >= limit:
             return Verdict("max_iterations", f"{progress.iteration} iterations are done (max_iterations = {limit})")
@@ -95,7 +97,8 @@ class Loop:
                 damages += 1
                 if damages > _MOST_DAMAGES:
                     raise TaskError(
-                        f"shards of iteration {iteration} were found damaged {damages} times", hint="check the file system"
+                        f"shards of iteration {iteration} were found damaged {damages} times",
+                        hint="check the file system",
                     )
         if "update" not in progress.stages:
             await stages.update(iteration)

@@ -27,6 +27,7 @@ class Progress:
         scripts: the digest of every script, as last seen.
         jobs: one record for each driver.
         failure: the last failed attempt.
+        nan_rewards: how many rewards were NaN, in all.
     """
 
     run: Record = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Progress:
     scripts: dict[str, str] = field(default_factory=dict)
     jobs: list[Record] = field(default_factory=list)
     failure: Record | None = None
+    nan_rewards: int = 0
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Progress:
@@ -63,6 +65,7 @@ class Progress:
                 self.scripts.update(record["digests"])
             case "rank":
                 self.ranks[record["environment"]] = record
+                self.nan_rewards += record.get("nan_rewards", 0)
             case "attempt":
                 self.failure = record
             case "stage":

@@ -30,7 +30,7 @@ def apply(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *
 
 
 def expired_banks(workflow: Workflow, progress: Progress, iteration: int, *, sweep: bool) -> list[int]:
-    """Iterations whose banks are needed no more once ``iteration`` is checked: the newest of them, or all to ``sweep``."""
+    """Iterations whose banks are needed no more after ``iteration``: the newest of them, or all to ``sweep``."""
     keep = workflow.retention.banks
     if keep == "all":
         return []

@@ -1,7 +1,8 @@
 """The run directory: every file name of a run, how files are published into it, and who owns it.
 
-A file or folder is *published* by writing it under a scratch name, bringing it to the disk, and renaming it; the record in the journal
-follows. Scratch names carry the attempt's id, so an attempt that outlived its driver can never overwrite its repetition.
+A file or folder is *published* by writing it under a scratch name, bringing it to the disk, and renaming it; the
+record in the journal follows. Scratch names carry the attempt's id, so an attempt that outlived its driver can never
+overwrite its repetition.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ def find(path: Path) -> RunDir:
     for candidate in (path, runs_folder() / path):
         if (candidate / "journal.jsonl").is_file():
             return RunDir(check_path(candidate))
-    raise RunError(f"{path} is not a run (no journal.jsonl in it)", hint="`rose-hpc status` lists the runs that are there")
+    raise RunError(
+        f"{path} is not a run (no journal.jsonl in it)", hint="`rose-hpc status` lists the runs that are there"
+    )
 
 
 def find_all(folder: Path | None = None) -> list[RunDir]:
@@ -208,7 +211,9 @@ def tree_facts(folder: Path, *, seal: bool = False) -> dict[str, Any]:
     files = size = 0
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise RunError(f"{path} is neither a file nor a folder", hint="keep only plain files in the policy and state")
+            raise RunError(
+                f"{path} is neither a file nor a folder", hint="keep only plain files in the policy and state"
+            )
         if path.is_dir():
             continue
         content = xxhash.xxh3_128()
@@ -303,7 +308,7 @@ class Ownership:
 
 
 def read_owner(run: RunDir) -> dict[str, Any] | None:
-    """What the owner's file says: ``epoch, host, pid`` (None once it let go), ``job, since, heartbeat``; None without one."""
+    """The owner's file: ``epoch, host, pid`` (None once it let go), ``job, since, heartbeat``; None without one."""
     try:
         facts = json.loads(run.owner.read_bytes())
     except (OSError, ValueError):

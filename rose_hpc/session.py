@@ -127,7 +127,11 @@ class Session:
                 digests[str(path)] = _digest(path)
         known = self.progress.scripts
         if changed := [path for path, digest in digests.items() if known.get(path, digest) != digest]:
-            since = f"since iteration {self.progress.iteration} was begun" if self.progress.stages else "since it was last used"
+            since = (
+                f"since iteration {self.progress.iteration} was begun"
+                if self.progress.stages
+                else "since it was last used"
+            )
             self.warn(f"{', '.join(changed)} changed {since}: from here on the run uses it as it is now")
         if new := {path: digest for path, digest in digests.items() if known.get(path) != digest}:
             self.record("scripts", digests=new)

@@ -34,7 +34,13 @@ class Stages:
     """
 
     def __init__(
-        self, session: Session, workflow: Workflow, engine: Engine, *, learner: int = 0, arguments: Arguments | None = None
+        self,
+        session: Session,
+        workflow: Workflow,
+        engine: Engine,
+        *,
+        learner: int = 0,
+        arguments: Arguments | None = None,
     ) -> None:
         self.session = session
         self.workflow = workflow
@@ -50,7 +56,9 @@ class Stages:
         progress = self.session.progress
         records = {**progress.ranks, **progress.stages}
         if any(record.get("opaque") for record in records.values()):
-            self.session.record("redo", iteration=iteration, reason="a task's value was not JSON, so no record holds it")
+            self.session.record(
+                "redo", iteration=iteration, reason="a task's value was not JSON, so no record holds it"
+            )
         elif records and not self.values:
             self.values = {name: record.get("value") for name, record in records.items()}
 
@@ -132,7 +140,7 @@ class Stages:
     # -- merge, update, check ------------------------------------------------------------------------------------------
 
     async def merge(self, iteration: int) -> bool:
-        """Merge the shards; False when some were damaged: they are set aside, and their environments have to run again."""
+        """Merge the shards; False when some were damaged: they are set aside, and their environments run again."""
         run, progress = self.session.run, self.session.progress
         names = [e.name for e in self.workflow.environments if progress.ranks[e.name]["digest"]]
         if not names:
@@ -155,7 +163,9 @@ class Stages:
         rundir.publish(place.shard, run.bank(iteration))
         facts = {key: outcome.info[key] for key in ("rows", "bytes", "digest")}
         columns = _signature(outcome.info["columns"])
-        self.session.record("stage", iteration=iteration, stage="merge", **facts, seconds=outcome.seconds, columns=columns)
+        self.session.record(
+            "stage", iteration=iteration, stage="merge", **facts, seconds=outcome.seconds, columns=columns
+        )
         return True
 
     def _set_aside(self, iteration: int, name: str, path: Path, message: str) -> None:
@@ -169,7 +179,9 @@ class Stages:
     async def update(self, iteration: int) -> None:
         run = self.session.run
         place, work = self._place(iteration, "update"), self.workflow.update
-        argv, call = await self._prepare(place, work, tuple(self.values.get(e.name) for e in self.workflow.environments))
+        argv, call = await self._prepare(
+            place, work, tuple(self.values.get(e.name) for e in self.workflow.environments)
+        )
         for source, copy in ((run.policy, place.policy), (run.state, place.state)):
             await asyncio.to_thread(rundir.copy_tree, source(iteration - 1) if iteration else None, copy)
         attempt = attempts.update(place, self.workflow, self.session.progress, argv)
@@ -263,7 +275,6 @@ class Stages:
         if self.values[name] is None:
             return {}
         return {"value": self.values[name]} if _json_like(self.values[name]) else {"opaque": True}
-
 
 
 def _json_like(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Trackers: what ROSE's ``TrackerBase`` promises. A tracker is told of the pipeline, of every iteration, and of the end."""
+"""Trackers, as in ROSE: one is told of the pipeline, of every iteration, and of the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rose_hpc.learners import IterationState
+    from rose_hpc.states import IterationState
 
 
 @dataclass(frozen=True)

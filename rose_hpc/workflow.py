@@ -43,7 +43,8 @@ class Work:
 
     Attributes:
         argv: a command, argument by argument.
-        make_command: an async function that gives a command line (as asyncflow's executable tasks), called in the driver.
+        make_command: an async function that gives a command line (as asyncflow's executable tasks), called in the
+        driver.
         function: a function, async or not, called in a rank.
         timeout_s: seconds from its start to TERM; None: no limit.
         resources: what it takes.
@@ -72,7 +73,8 @@ class Work:
         name = getattr(self.make_command, "__name__", "the task")
         if not isinstance(line, str) or not (argv := shlex.split(line)):
             raise UsageError(
-                f"{name} returned {line!r}, not a command line", hint="return a string, or register it with as_executable=False"
+                f"{name} returned {line!r}, not a command line",
+                hint="return a string, or register it with as_executable=False",
             )
         return tuple(argv)
 
@@ -143,7 +145,9 @@ class Workflow:
         for environment in self.environments:
             check_name(environment.name)
             if (other := seen.setdefault(environment.name.casefold(), environment.name)) is not environment.name:
-                raise UsageError(f"two environments are named {other!r} and {environment.name!r}", hint="make each unique")
+                raise UsageError(
+                    f"two environments are named {other!r} and {environment.name!r}", hint="make each unique"
+                )
         if self.criterion is None and not self.max_iterations:
             raise UsageError("this would never end", hint="add a stop criterion, or give max_iter")
 
@@ -165,7 +169,7 @@ def check_name(name: str) -> None:
 
 
 def takes(function: Function, count: int, keywords: Mapping[str, Any]) -> bool:
-    """Whether ``function`` can be called with ``count`` positional values and ``keywords``; True where nobody can tell."""
+    """Whether ``function`` can be called with ``count`` values and ``keywords``; True where nobody can tell."""
     try:
         inspect.signature(function).bind(*range(count), **keywords)
     except TypeError:
@@ -187,7 +191,8 @@ def from_config(config: Config) -> Workflow:
         name=config.name,
         cwd=config.base,
         environments=tuple(
-            Environment(e.name, work(e), dict(e.parameters), shard=e.shard or None) for e in config.environments.resolve()
+            Environment(e.name, work(e), dict(e.parameters), shard=e.shard or None)
+            for e in config.environments.resolve()
         ),
         update=work(config.update),
         criterion=None if check is None else Criterion(work(check), check.metric, check.operator, check.threshold),

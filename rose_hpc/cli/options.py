@@ -13,7 +13,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 sets = click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a key of the configuration, e.g. check.threshold=150."
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key of the configuration, e.g. check.threshold=150.",
 )
 max_iterations = click.option("--max-iterations", type=click.IntRange(min=1), help="End after so many iterations.")
 config = click.argument("config", type=click.Path(path_type=Path))
@@ -29,7 +33,9 @@ def run_options(command: F) -> F:
     """What ``run`` and ``submit`` take."""
     decorators = (
         config,
-        click.option("--run-dir", type=click.Path(path_type=Path), help="The run directory itself; default: runs/NAME-xxxx."),
+        click.option(
+            "--run-dir", type=click.Path(path_type=Path), help="The run directory itself; default: runs/NAME-xxxx."
+        ),
         click.option("--seed", type=click.IntRange(min=0, max=2**63 - 1), help="The seed all others come from."),
         max_iterations,
         sets,

@@ -39,11 +39,14 @@ def command(ctx: click.Context, run: Path, max_iterations: int | None, sets: tup
     if progress.run.get("source") == "program":
         if max_iterations is not None or sets:
             raise UsageError(
-                "a Python program keeps its own limits", hint=f"change {progress.run['argv'][0]}, then resume without options"
+                "a Python program keeps its own limits",
+                hint=f"change {progress.run['argv'][0]}, then resume without options",
             )
         _run_again(found, progress)
     if not found.config.is_file():
-        raise RunError(f"{found.path} has no config.toml", hint="bring it back from a copy: a run cannot go on without it")
+        raise RunError(
+            f"{found.path} has no config.toml", hint="bring it back from a copy: a run cannot go on without it"
+        )
     from rose_hpc import driver
 
     if max_iterations is not None or sets:
@@ -60,4 +63,6 @@ def _run_again(run: rundir.RunDir, progress: Progress) -> None:
         sys.stdout.flush()
         os.execv(record["interpreter"], [record["interpreter"], *record["argv"]])  # noqa: S606 - the user's own program
     except OSError as error:
-        raise RunError(f"{record['interpreter']} {' '.join(record['argv'])} cannot be started again: {error}") from error
+        raise RunError(
+            f"{record['interpreter']} {' '.join(record['argv'])} cannot be started again: {error}"
+        ) from error

@@ -13,7 +13,12 @@ from rose_hpc.cli import options
 @options.run_options
 @click.pass_context
 def command(
-    ctx: click.Context, config: Path, run_dir: Path | None, seed: int | None, max_iterations: int | None, sets: tuple[str, ...]
+    ctx: click.Context,
+    config: Path,
+    run_dir: Path | None,
+    seed: int | None,
+    max_iterations: int | None,
+    sets: tuple[str, ...],
 ) -> None:
     """Run CONFIG here, until its reward converges (exit 0) or max_iterations are done (exit 3).
 

@@ -1,8 +1,8 @@
 """What is asked of a supervisor, and what it answers: plain data, the same for every engine.
 
-One *attempt* is one try at a rank or stage. The driver makes it, a supervisor (:mod:`rose_hpc.execution.rank`) carries it out
-beside the work, and the *outcome* is the supervisor's own end message, the only thing that says the attempt succeeded.
-This module is imported by every rank: it stays free of anything heavy.
+One *attempt* is one try at a rank or stage. The driver makes it, a supervisor (:mod:`rose_hpc.execution.rank`)
+carries it out beside the work, and the *outcome* is the supervisor's own end message, the only thing that says the
+attempt succeeded. This module is imported by every rank: it stays free of anything heavy.
 """
 
 from __future__ import annotations

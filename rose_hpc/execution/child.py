@@ -100,7 +100,7 @@ class Child:
             stderr=subprocess.PIPE,
             start_new_session=True,
             pass_fds=tuple(pass_fds),
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - the supervisor has one thread, so fork is safe
+            preexec_fn=_die_with_parent,
         )
         self.pid = self.process.pid
         self.pidfd = os.pidfd_open(self.pid)

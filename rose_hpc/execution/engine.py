@@ -1,8 +1,8 @@
 """Carries attempts out through a radical.asyncflow ``WorkflowEngine``, whatever its backend.
 
-On our own backends an attempt is handed over as it is, to a supervisor that is already running. On any other backend it becomes one
-engine task of its own: ``python -m rose_hpc.execution.rank --once ...`` for commands and merges, an asyncflow function task for
-functions. Either way success is what the supervisor reported, never a task's state.
+On our own backends an attempt is handed over as it is, to a supervisor that is already running. On any other backend
+it becomes one engine task of its own: ``python -m rose_hpc.execution.rank --once ...`` for commands and merges, an
+asyncflow function task for functions. Either way success is what the supervisor reported, never a task's state.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Engine:
         cores = getattr(self._backend, "cores", None)
         return cores if isinstance(cores, int) else None
 
-    async def run(self, attempt: Attempt, call: Call | None = None, on_start: OnStart | None = None) -> tuple[Outcome, Any]:
+    async def run(
+        self, attempt: Attempt, call: Call | None = None, on_start: OnStart | None = None
+    ) -> tuple[Outcome, Any]:
         """Carry out one attempt.
 
         Args:
@@ -76,7 +78,11 @@ class Engine:
         async def task() -> str:
             return "rose_hpc attempt"  # never executed: the backend carries out the attempt itself
 
-        options = {"attempt": attempt, "payload": b"" if call is None else cloudpickle.dumps(call), "on_start": on_start}
+        options = {
+            "attempt": attempt,
+            "payload": b"" if call is None else cloudpickle.dumps(call),
+            "on_start": on_start,
+        }
         task.__name__ = attempt.id
         outcome, value = await self._await(self.asyncflow.executable_task(task)(task_description=options))
         return outcome, cloudpickle.loads(value) if value else None

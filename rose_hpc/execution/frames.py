@@ -1,7 +1,7 @@
 """Messages between driver, supervisor and host: a JSON object, and bytes that may go with it.
 
-On the wire: two unsigned 32-bit lengths in network order (JSON, payload), then both. The sockets are pairs made by the parent
-for its own child, so both ends are ours; only over them do pickled functions and values travel.
+On the wire: two unsigned 32-bit lengths in network order (JSON, payload), then both. The sockets are pairs made by
+the parent for its own child, so both ends are ours; only over them do pickled functions and values travel.
 """
 
 from __future__ import annotations

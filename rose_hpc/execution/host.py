@@ -1,8 +1,8 @@
 """The host: a resident Python process that calls users' functions, or seals and merges for the supervisor.
 
-``python -m rose_hpc.execution.host FD`` answers requests, one at a time, over the socket FD it inherited from its supervisor.
-What is pickled comes over that socket alone. It ends when the socket ends. With ``--service`` it imports the data plane at once, so
-that the first shard does not wait for it.
+``python -m rose_hpc.execution.host FD`` answers requests, one at a time, over the socket FD it inherited from its
+supervisor. What is pickled comes over that socket alone. It ends when the socket ends. With ``--service`` it imports
+the data plane at once, so that the first shard does not wait for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     """Call the function in ``payload``; the answer's payload is its value."""
     import cloudpickle  # here: a host that only seals and merges needs none
 
-    from rose_hpc.execution.rank import TASK_VARIABLES
+    from rose_hpc.execution.supervisor import TASK_VARIABLES
 
     for entry in message["path"]:
         if entry not in sys.path:

@@ -1,9 +1,9 @@
 """The embedded engine: an asyncflow backend that runs everything on this machine, through one supervisor.
 
-Why not asyncflow's ``LocalExecutionBackend``: it joins a command and its arguments into one unquoted shell line, leaves the process
-running when its task is cancelled, and holds all output in memory. Here commands are argument lists in process groups of their
-own, ended with everything they started, their output in files; functions run in resident processes; and at no time do more
-ranks run than there are cores.
+Why not asyncflow's ``LocalExecutionBackend``: it joins a command and its arguments into one unquoted shell line,
+leaves the process running when its task is cancelled, and holds all output in memory. Here commands are argument
+lists in process groups of their own, ended with everything they started, their output in files; functions run in
+resident processes; and at no time do more ranks run than there are cores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rose_hpc.cores import available_cores
 from rose_hpc.errors import EngineError, RoseHpcError, TaskError, UsageError
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import GRACE_S, python_argv
@@ -27,11 +28,6 @@ from rose_hpc.execution.frames import pack, read_frame
 log = logging.getLogger(__name__)
 
 OnStart = Callable[[], None]
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class Slots:
@@ -46,7 +42,8 @@ class Slots:
         """Wait until ``cores`` are free, and take them."""
         if cores > self.total:
             raise UsageError(
-                f"a task asks for {cores} cores, and there are {self.total}", hint="lower cores_per_rank or max_concurrent"
+                f"a task asks for {cores} cores, and there are {self.total}",
+                hint="lower cores_per_rank or max_concurrent",
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((cores, turn))
@@ -90,13 +87,18 @@ class SupervisorClient:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *python_argv("rose_hpc.execution.rank"), stdin=theirs.fileno(), stdout=asyncio.subprocess.DEVNULL, start_new_session=True
+                *python_argv("rose_hpc.execution.rank"),
+                stdin=theirs.fileno(),
+                stdout=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._reading = asyncio.create_task(self._read(reader), name="rose_hpc supervisor")
         await self._send({"op": "hello", "path": [entry or str(Path.cwd()) for entry in sys.path], "service": True})
 
-    async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> tuple[Outcome, bytes]:
+    async def run(
+        self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None
+    ) -> tuple[Outcome, bytes]:
         """Carry out an attempt; cancelling this ends the attempt first (TERM, and KILL 3 s later)."""
         answer: asyncio.Future[tuple[Outcome, bytes]] = asyncio.get_running_loop().create_future()
         self._pending[attempt.id] = (answer, on_start)
@@ -111,7 +113,9 @@ class SupervisorClient:
 
     async def _send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
         if self._writer is None or self._reading is None or self._reading.done():
-            raise EngineError("the supervisor of this engine is not running", hint="start a new engine, and resume the run")
+            raise EngineError(
+                "the supervisor of this engine is not running", hint="start a new engine, and resume the run"
+            )
         self._writer.write(pack(message, payload))
         with suppress(ConnectionError):  # the reading side sees it too, and says so to everyone who waits
             await self._writer.drain()
@@ -207,7 +211,9 @@ class EmbeddedExecutionBackend:
 
     # -- attempts ------------------------------------------------------------------------------------------------------
 
-    async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> tuple[Outcome, bytes]:
+    async def run(
+        self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None
+    ) -> tuple[Outcome, bytes]:
         """Carry out one attempt when its cores are free.
 
         Args:

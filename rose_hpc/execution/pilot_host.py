@@ -22,9 +22,6 @@ host      ended       the pilot will run nothing more: ``state, reason, sandbox`
 
 from __future__ import annotations
 
-import radical.pilot as rp
-import radical.utils as ru  # isort: split - before logging, which it patches to survive its forks
-
 import json
 import logging
 import os
@@ -37,6 +34,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import radical.pilot as rp
+import radical.utils as ru  # isort: split - before logging, which it patches to survive its forks
 
 logger = logging.getLogger("rose_hpc.pilot_host")
 

@@ -46,7 +46,9 @@ class Lines:
                 verb = f"goes on at iteration {progress.iteration}" if len(progress.jobs) > 1 else "begins"
                 return f"{run['name']} (seed {run['seed']}) {verb}, until {criterion_text(run)}"
             case "attempt":
-                return f"iteration {record['iteration']}: {record['environment'] or record['stage']} {record['message']}"
+                return (
+                    f"iteration {record['iteration']}: {record['environment'] or record['stage']} {record['message']}"
+                )
             case "checkpoint":
                 seconds, self._began = time.monotonic() - self._began, time.monotonic()
                 return self._iteration(record["iteration"], progress, seconds)
@@ -82,7 +84,7 @@ class PlainView:
 
     def _say(self, text: str) -> None:
         with suppress(BrokenPipeError, ValueError):  # whoever read it is gone; the run goes on
-            print(text, file=self._stream, flush=True)  # noqa: T201 - this is the display
+            print(text, file=self._stream, flush=True)
 
 
 class LiveView:
@@ -141,7 +143,11 @@ class LiveView:
         if best is not None:
             reward += f", best {best[1]:g} (iteration {best[0]})"
         head = Text.assemble(
-            ("iteration ", "dim"), (str(progress.iteration), "bold"), ("  stage ", "dim"), (stage, "bold cyan"), f"  {reward}  "
+            ("iteration ", "dim"),
+            (str(progress.iteration), "bold"),
+            ("  stage ", "dim"),
+            (stage, "bold cyan"),
+            f"  {reward}  ",
         )
         head.append(f"until {criterion_text(progress.run)}", "dim")
         parts: list[RenderableType] = [head, self._bars(progress)]
@@ -159,11 +165,19 @@ class LiveView:
         for name in names[: self._MOST_BARS]:
             record = progress.ranks.get(name)
             if record is not None:
-                table.add_row(name, ProgressBar(total=1, completed=1, width=30), f"{record['rows']:,} rows, {record['seconds']:.1f} s")
+                table.add_row(
+                    name,
+                    ProgressBar(total=1, completed=1, width=30),
+                    f"{record['rows']:,} rows, {record['seconds']:.1f} s",
+                )
             elif name in self._begun:
                 ran = time.monotonic() - self._begun[name]
                 usual = self._seconds.get(name)
-                bar = ProgressBar(total=1, completed=min(ran / usual, 0.99), width=30) if usual else ProgressBar(total=None, width=30)
+                bar = (
+                    ProgressBar(total=1, completed=min(ran / usual, 0.99), width=30)
+                    if usual
+                    else ProgressBar(total=None, width=30)
+                )
                 table.add_row(name, bar, f"{ran:.1f} s")
             else:
                 table.add_row(name, ProgressBar(total=1, completed=0, width=30), "waits")
@@ -171,4 +185,3 @@ class LiveView:
             done = len(progress.ranks)
             table.add_row(f"and {len(names) - self._MOST_BARS} more", "", f"{done} of {len(names)} done")
         return table
-

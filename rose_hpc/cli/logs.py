@@ -1,0 +1,94 @@
+"""``rose-hpc logs``."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from rose_hpc import rundir
+from rose_hpc.cli import options
+from rose_hpc.errors import UsageError
+
+_NAME = re.compile(r"iter-(?P<iteration>\d+)-(?P<stage>collect|merge|update|check)(?:-(?P<environment>.+))?\.log")
+_POLL_S = 0.5
+
+
+@click.command("logs")
+@options.run
+@click.option("-i", "--iteration", type=click.IntRange(min=0), help="Of this iteration; default: the last with any.")
+@click.option("-s", "--stage", type=click.Choice(["collect", "merge", "update", "check"]), help="Of this stage.")
+@click.option("-e", "--environment", help="Of this environment.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run is no longer driven.")
+@click.option("--list", "listed", is_flag=True, help="Print the files' names only.")
+def command(
+    run: Path, iteration: int | None, stage: str | None, environment: str | None, follow: bool, listed: bool
+) -> None:
+    """Show what the ranks and stages of RUN printed.
+
+    \b
+    Example: rose-hpc logs runs/cartpole-7f3a --iteration 3 --environment env_2
+    """
+    found = rundir.find(run)
+    wanted = {"stage": stage, "environment": environment}
+    paths = _select(found, iteration, wanted)
+    if follow:
+        _follow(found, iteration, wanted)
+        return
+    if not paths:
+        known = (
+            ", ".join(sorted({m["environment"] for m in _matches(found).values() if m["environment"]})) or "none yet"
+        )
+        raise UsageError(
+            "there is no such log", hint=f"`rose-hpc logs {found.path} --list` lists them; environments: {known}"
+        )
+    for path in paths:
+        if listed:
+            click.echo(path)
+            continue
+        if len(paths) > 1:
+            click.echo(f"==> {path.name} <==")
+        with open(path, errors="replace") as file:
+            shutil.copyfileobj(file, sys.stdout)
+
+
+def _matches(run: rundir.RunDir) -> dict[Path, re.Match[str]]:
+    return {path: match for path in sorted(run.logs.glob("*.log")) if (match := _NAME.fullmatch(path.name))}
+
+
+def _select(run: rundir.RunDir, iteration: int | None, wanted: dict[str, str | None]) -> list[Path]:
+    """The logs asked for, by iteration and time; without an iteration, those of the last that has any."""
+    matches = {
+        path: match
+        for path, match in _matches(run).items()
+        if all(value is None or match[key] == value for key, value in wanted.items())
+    }
+    if iteration is None:
+        iteration = max((int(match["iteration"]) for match in matches.values()), default=0)
+    order = {"collect": 0, "merge": 1, "update": 2, "check": 3}
+    paths = [path for path, match in matches.items() if int(match["iteration"]) == iteration]
+    return sorted(paths, key=lambda path: (order[matches[path]["stage"]], path.name))
+
+
+def _follow(run: rundir.RunDir, iteration: int | None, wanted: dict[str, str | None]) -> None:
+    """Print what is there, and what comes, until no driver lives."""
+    shown: dict[Path, int] = {}
+    last: Path | None = None
+    while True:
+        lives = rundir.owner_lives(run)
+        for path in _select(run, iteration, wanted):
+            with open(path, "rb") as file:
+                file.seek(shown.get(path, 0))
+                data = file.read()
+            if data:
+                if path != last:
+                    click.echo(f"==> {path.name} <==")
+                click.echo(data.decode(errors="replace"), nl=False)
+                shown[path], last = shown.get(path, 0) + len(data), path
+        if not lives:
+            return
+        time.sleep(_POLL_S)

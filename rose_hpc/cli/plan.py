@@ -1,0 +1,111 @@
+"""``rose-hpc plan``."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rose_hpc.cli import options
+
+
+@click.command("plan")
+@options.config
+@options.sets
+@options.as_json
+def command(config: Path, sets: tuple[str, ...], as_json: bool) -> None:
+    """Show exactly what a run of CONFIG would do here, and refuse the impossible.
+
+    \b
+    Example: rose-hpc plan configs/cartpole.toml --json
+    """
+    facts = plan(config, sets)
+    options.print_json(facts) if as_json else click.echo(describe(facts))
+
+
+def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What would be done, as plain data.
+
+    Raises:
+        ConfigError, UsageError: it cannot be done, and why.
+    """
+    from rose_hpc.config import check_scripts, load_config
+    from rose_hpc.cores import available_cores
+    from rose_hpc.workflow import check_fits, from_config
+
+    config = load_config(path, sets=sets)
+    check_scripts(config, path)
+    workflow = from_config(config)
+    cores = available_cores()
+    check_fits(workflow, cores)
+    at_once = workflow.max_concurrent or max(1, cores // max(e.work.resources.cores for e in workflow.environments))
+    criterion = workflow.criterion
+    stages: dict[str, Any] = {"update": {"argv": list(workflow.update.argv), "timeout_s": workflow.update.timeout_s}}
+    if criterion is not None:
+        stages["check"] = {"argv": list(criterion.work.argv), "timeout_s": criterion.work.timeout_s}
+    return {
+        "name": workflow.name,
+        "seed": config.seed,
+        "folder": str(workflow.cwd),
+        "engine": "embedded",
+        "cores": cores,
+        "at_once": min(at_once, len(workflow.environments)),
+        "waves": math.ceil(len(workflow.environments) / at_once),
+        "environments": [
+            {
+                "name": e.name,
+                "parameters": dict(e.parameters),
+                "argv": list(e.work.argv),
+                "timeout_s": e.work.timeout_s,
+                "cores": e.work.resources.cores,
+                "shard": bool(e.shard),
+            }
+            for e in workflow.environments
+        ],
+        **stages,
+        "window": workflow.window,
+        "until": f"{criterion.metric} {criterion.operator} {criterion.threshold:g}" if criterion else None,
+        "max_iterations": workflow.max_iterations,
+        "retention": {
+            "policies": workflow.retention.policies,
+            "banks": workflow.retention.banks,
+            "shards": workflow.retention.shards,
+        },
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The plan for people."""
+    environments = facts["environments"]
+    until = [facts["until"]] if facts["until"] else []
+    if facts["max_iterations"]:
+        until.append(f"{facts['max_iterations']} iterations are done")
+    seed = "chosen when the run is made" if facts["seed"] is None else facts["seed"]
+    lines = [
+        f"{facts['name']} (seed {seed}), until {' or '.join(until)}",
+        f"commands run in {facts['folder']}",
+        "",
+        f"1. collect: {len(environments)} environments, {facts['at_once']} at once on {facts['cores']} cores"
+        f" ({facts['waves']} wave{'s' if facts['waves'] > 1 else ''})",
+    ]
+    shown = environments if len(environments) <= 20 else [*environments[:10], None, *environments[-5:]]
+    for e in shown:
+        if e is None:
+            lines.append(f"     ... {len(environments) - 15} more ...")
+            continue
+        limit = f"   (at most {e['timeout_s']:g} s)" if e["timeout_s"] else ""
+        lines.append(f"     {e['name']}: {shlex.join(e['argv'])}{limit}")
+    lines.append("2. merge: their shards, in this order, into iter-NNNN/bank.h5")
+    window = f" of the last {facts['window']} iterations" if facts["window"] > 1 else ""
+    lines.append(f"3. update, on the bank{window}: {shlex.join(facts['update']['argv'])}")
+    if "check" in facts:
+        lines.append(f"4. check: {shlex.join(facts['check']['argv'])}")
+    keep = facts["retention"]
+    lines += [
+        "",
+        f"kept: policies {keep['policies']}, banks {keep['banks']}, shards {'yes' if keep['shards'] else 'no'}",
+    ]
+    return "\n".join(lines)

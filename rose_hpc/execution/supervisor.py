@@ -1,0 +1,323 @@
+"""The supervisor: starts the work, keeps its logs, ends it on time, seals its shards, and reports.
+
+Commands run in process groups of their own, functions in resident hosts, merges and seals in a host that no user's
+function runs in. There is one thread, which waits for everything at once; :mod:`rose_hpc.execution.rank` says how a
+supervisor is started.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.child import Child, Log, python_argv
+from rose_hpc.execution.frames import pack, receive
+
+#: what a task finds in its environment (contract): never inherited from a task that we run in
+TASK_VARIABLES = tuple(
+    f"ROSE_HPC_{name}"
+    for name in (
+        *("RUN", "ITERATION", "STAGE", "ENVIRONMENT", "PARAMETERS", "SEED", "SHARD"),
+        *("BANK", "BANKS", "POLICY", "STATE", "DEADLINE"),
+    )
+)
+#: a merge or seal that takes longer is stuck; its process is replaced
+SERVICE_TIMEOUT_S = 3600.0
+
+Report = Callable[[Mapping[str, Any], bytes], None]
+
+
+class Job:
+    """An attempt under way, and the process that works on it now."""
+
+    def __init__(self, attempt: Attempt, payload: bytes) -> None:
+        self.attempt = attempt
+        self.payload = payload
+        self.log = Log(attempt.log)
+        self.started = time.monotonic()
+        self.child: Child | None = None
+        self.outcome = Outcome(attempt.id, ok=False)
+        self.value = b""
+
+
+class Host:
+    """A resident Python process (:mod:`rose_hpc.execution.host`) that calls functions, seals and merges."""
+
+    def __init__(self, service: bool) -> None:
+        ours, theirs = socket.socketpair()
+        fd = theirs.fileno()
+        env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
+        argv = python_argv("rose_hpc.execution.host", str(fd), *(["--service"] if service else []))
+        self.child = Child(argv, cwd=None, env=env, pass_fds=[fd])
+        theirs.close()
+        self.socket = ours
+        self.job: Job | None = None
+        self.operation = ""
+
+    def ask(
+        self, job: Job, operation: str, message: Mapping[str, Any], payload: bytes, timeout_s: float | None
+    ) -> None:
+        """Give it one thing to do; its output goes to the job's log."""
+        self.job, self.operation, self.child.log, job.child = job, operation, job.log, self.child
+        self.child.end_at = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        self.socket.sendall(pack({"op": operation, **message}, payload))
+
+    def release(self) -> None:
+        """Back to rest."""
+        self.child.drain()
+        self.job, self.child.log, self.child.end_at = None, None, float("inf")
+
+
+class Supervisor:
+    """Everything under way, and the one place that waits."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        self.selector = selectors.DefaultSelector()
+        self.jobs: dict[str, Job] = {}
+        self.children: set[Child] = set()
+        self.hosts: list[Host] = []
+        self.service: Host | None = None  # a host no user's function runs in: it seals and merges
+        self.waiting: deque[Job] = deque()  # for the service
+        self.path: list[str] = []
+        self.done = False
+
+    # -- what the driver asks ------------------------------------------------------------------------------------------
+
+    def handle(self, message: Mapping[str, Any], payload: bytes) -> None:
+        """One message of the driver."""
+        match message["op"]:
+            case "hello":
+                self.path = list(message["path"])
+                if message["service"]:
+                    self.service = self.service or self._new_host(service=True)
+            case "run":
+                self.start(Attempt.from_json(message["attempt"]), payload)
+            case "cancel":
+                if (job := self.jobs.get(message["id"])) is not None:
+                    self._cancel(job)
+            case other:
+                raise ValueError(f"unknown message {other!r}")
+
+    def start(self, attempt: Attempt, payload: bytes) -> None:
+        """Begin an attempt."""
+        try:
+            job = Job(attempt, payload)
+        except OSError as error:
+            self._say_done(
+                Outcome(attempt.id, ok=False, reason="spawn", node=self.node, message=f"its log: {error}"), b""
+            )
+            return
+        self.jobs[attempt.id] = job
+        if attempt.kind == "command":
+            self._start_command(job)
+        elif attempt.kind == "function":
+            host = next((host for host in self.hosts if host.job is None), None) or self._new_host()
+            if host not in self.hosts:
+                self.hosts.append(host)
+            message = {"env": _with_deadline(attempt), "cwd": attempt.cwd, "path": self.path}
+            host.ask(job, "function", message, payload, attempt.timeout_s)
+            self.report({"op": "started", "id": attempt.id, "pid": host.child.pid}, b"")
+        else:
+            self._serve(job)
+
+    def _start_command(self, job: Job) -> None:
+        attempt = job.attempt
+        env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
+        env.setdefault("PYTHONUNBUFFERED", "1")  # a log shows what was printed before a kill
+        env.update(_with_deadline(attempt))
+        try:
+            job.child = Child(attempt.argv, cwd=attempt.cwd, env=env)
+        except (OSError, ValueError) as error:
+            self._finish(job, "spawn", f"{attempt.argv[0]} could not be started: {error}")
+            return
+        job.child.log = job.log
+        if attempt.timeout_s is not None:
+            job.child.end_at = job.child.started + attempt.timeout_s
+        self._watch(job.child, lambda: self._command_ended(job))
+        self.report({"op": "started", "id": attempt.id, "pid": job.child.pid}, b"")
+
+    def _cancel(self, job: Job) -> None:
+        if job in self.waiting:
+            self.waiting.remove(job)
+            self._finish(job, "cancelled", "cancelled")
+        elif job.child is not None:
+            job.child.ask_to_end("cancelled", time.monotonic())
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    def _watch(self, child: Child, ended: Callable[[], None]) -> None:
+        self.children.add(child)
+        for fd in child.pipes:
+            self.selector.register(fd, selectors.EVENT_READ, lambda fd=fd: self._read(child, fd))
+
+        def on_exit() -> None:
+            self.selector.unregister(child.pidfd)
+            for fd in child.pipes:
+                if fd in self.selector.get_map():
+                    self.selector.unregister(fd)
+            self.children.discard(child)
+            ended()
+
+        self.selector.register(child.pidfd, selectors.EVENT_READ, on_exit)
+
+    def _read(self, child: Child, fd: int) -> None:
+        if not child.read(fd):
+            self.selector.unregister(fd)
+
+    def _command_ended(self, job: Job) -> None:
+        assert job.child is not None  # noqa: S101 - it has just ended
+        code = job.child.reap()
+        job.outcome = replace(job.outcome, exit_code=code, max_rss_mb=job.child.max_rss_mb)
+        if job.child.end_why or code != 0:
+            self._finish(job, *_why(job.child, code, job.attempt.timeout_s))
+        else:
+            self._after_work(job)
+
+    def _after_work(self, job: Job) -> None:
+        """The work itself went well: seal its shard, if it left one."""
+        seal = job.attempt.seal
+        if seal is None:
+            self._finish(job)
+        elif Path(job.attempt.env["ROSE_HPC_SHARD"]).exists():
+            self._serve(job)
+        elif seal["required"]:
+            self._finish(job, "shard", "wrote no shard to $ROSE_HPC_SHARD")
+        else:
+            self._finish(job)
+
+    def _serve(self, job: Job) -> None:
+        """Queue for the service, which takes one thing at a time."""
+        self.waiting.append(job)
+        self._next_service()
+
+    def _next_service(self) -> None:
+        if not self.waiting or (self.service is not None and self.service.job is not None):
+            return
+        self.service = self.service or self._new_host(service=True)
+        job = self.waiting.popleft()
+        if job.attempt.kind == "merge":
+            timeout_s = job.attempt.timeout_s or SERVICE_TIMEOUT_S
+            self.service.ask(job, "merge", dict(job.attempt.merge or {}), b"", timeout_s)
+            self.report({"op": "started", "id": job.attempt.id, "pid": self.service.child.pid}, b"")
+        else:
+            seal = job.attempt.seal or {}
+            message = {"shard": job.attempt.env["ROSE_HPC_SHARD"], "attributes": seal.get("attributes", {})}
+            self.service.ask(job, "seal", message, b"", SERVICE_TIMEOUT_S)
+
+    def _new_host(self, service: bool = False) -> Host:
+        host = Host(service)
+        self.selector.register(host.socket, selectors.EVENT_READ, lambda: self._host_answered(host))
+        self._watch(host.child, lambda: self._host_ended(host))
+        return host
+
+    def _host_answered(self, host: Host) -> None:
+        frame = receive(host.socket)  # an answer is sent at once, so reading it whole does not wait
+        job = host.job
+        if frame is None or job is None:
+            self.selector.unregister(host.socket)  # its end; the pidfd tells the rest
+            return
+        if job.child is not None and job.child.end_why:
+            return  # too late: it has been told to end
+        answer, job.value = (frame[0], frame[1] or job.value)
+        host.release()
+        if not answer["ok"]:
+            job.outcome = replace(job.outcome, paths=tuple(answer.get("paths", ())))
+            self._finish(job, answer["reason"], answer["message"])
+        elif host.operation == "function":
+            self._after_work(job)
+        else:
+            job.outcome = replace(job.outcome, info=answer["info"])
+            self._finish(job)
+        self._next_service()
+
+    def _host_ended(self, host: Host) -> None:
+        code = host.child.reap()
+        if host.socket in self.selector.get_map():
+            self.selector.unregister(host.socket)
+        host.socket.close()
+        if host is self.service:
+            self.service = None
+        else:
+            self.hosts.remove(host)
+        if host.job is not None:
+            reason, message = _why(host.child, code, host.job.attempt.timeout_s)
+            if host.operation != "function" and reason not in ("timeout", "cancelled"):
+                reason, message = ("shard", f"reading its shard crashed: {message}")
+            self._finish(host.job, reason, message)
+        self._next_service()
+
+    def _finish(self, job: Job, reason: str = "", message: str = "") -> None:
+        seconds = time.monotonic() - job.started
+        note = f"{job.attempt.id}: {message} after {seconds:.1f} s" if reason else ""
+        tail = job.log.tail
+        job.log.close(note)
+        message = "; ".join(part for part in (message, job.log.problem) if part)
+        outcome = replace(
+            job.outcome,
+            ok=not reason,
+            reason=reason,
+            message=message,
+            seconds=round(seconds, 4),
+            node=self.node,
+            stdout=job.log.stdout if job.attempt.kind == "command" else "",
+            tail=tail,
+        )
+        del self.jobs[job.attempt.id]
+        self._say_done(outcome, job.value if outcome.ok else b"")
+
+    def _say_done(self, outcome: Outcome, value: bytes) -> None:
+        self.report({"op": "done", "outcome": outcome.to_json()}, value)
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def run(self, every: Callable[[], None] | None = None, every_s: float = float("inf")) -> None:
+        """Until told to stop; ``every`` is called about every ``every_s`` seconds."""
+        next_call = time.monotonic() + every_s
+        while not self.done:
+            now = time.monotonic()
+            due = min([child.timers(now) for child in self.children], default=float("inf"))
+            wait = min(due, next_call) - now
+            for key, _ in self.selector.select(None if wait == float("inf") else max(0.0, wait)):
+                if self.selector.get_map().get(key.fd) is key:  # an earlier event of this round may have ended it
+                    key.data()
+            if every is not None and time.monotonic() >= next_call:
+                next_call = time.monotonic() + every_s
+                every()
+
+    def kill_everything(self) -> None:
+        """Now: the driver is gone."""
+        for child in self.children:
+            child.signal(signal.SIGKILL)
+        self.done = True
+
+
+def _with_deadline(attempt: Attempt) -> dict[str, str]:
+    """The attempt's variables, its own timeout counted into ``ROSE_HPC_DEADLINE`` (Unix seconds)."""
+    variables = dict(attempt.env)
+    if attempt.timeout_s is not None:
+        known = float(variables.get("ROSE_HPC_DEADLINE", "inf"))
+        variables["ROSE_HPC_DEADLINE"] = f"{min(known, time.time() + attempt.timeout_s):.3f}"
+    return variables
+
+
+def _why(child: Child, code: int, timeout_s: float | None) -> tuple[str, str]:
+    """Reason and message for a process that did not end well."""
+    if child.end_why == "timeout":
+        return "timeout", f"ran longer than its timeout_s of {timeout_s:g}" if timeout_s else "took too long"
+    if child.end_why:
+        return child.end_why, child.end_why
+    if code < 0:
+        name = signal.Signals(-code).name if -code in {int(s) for s in signal.Signals} else f"signal {-code}"
+        return "signal", f"was killed by {name}"
+    return "exit", f"exited with code {code}"

@@ -1,0 +1,123 @@
+"""Moving bytes between files, and publishing files: whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rose_hpc.errors import ExperienceError
+
+#: moved at once: small enough to stay in a core's cache between reading, digesting and writing
+BUFFER = 512 * 1024
+#: answers of copy_file_range that mean "not between these files": other file systems, old kernels
+_CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+
+
+class UnreadableError(Exception):
+    """Bytes that should be in a file cannot be had; the text continues "it ..."."""
+
+
+@contextmanager
+def publishing(path: Path, *, fsync: bool) -> Iterator[Path]:
+    """A scratch path beside ``path``, renamed to it when the block ends well and removed otherwise.
+
+    Args:
+        path: what is published, or replaced.
+        fsync: bring file and folder to the disk too.
+
+    Raises:
+        ExperienceError: when the system refuses (no access, disk full).
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield scratch
+        if fsync:
+            fsync_path(scratch)
+        scratch.rename(path)
+        if fsync:
+            fsync_path(path.parent)
+    except OSError as error:
+        raise ExperienceError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def fsync_path(path: Path) -> None:
+    """Bring a file or folder to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """A file descriptor.
+
+    Raises:
+        UnreadableError: when a file that is only to be read cannot be opened.
+    """
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        if flags == os.O_RDONLY:
+            raise UnreadableError(f"it cannot be opened ({error.strerror})") from error
+        raise
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def read_into(fd: int, view: memoryview, offset: int) -> None:
+    """Fill ``view`` with the bytes at ``offset``.
+
+    A plain read, not a mapping: a file cut short meanwhile is then an error, not the death of the process (SIGBUS).
+
+    Raises:
+        UnreadableError: when the file ends before, or its device fails.
+    """
+    while view:
+        try:
+            count = os.preadv(fd, [view], offset)
+        except OSError as error:
+            raise UnreadableError(f"it cannot be read ({error.strerror})") from error
+        if not count:
+            raise UnreadableError("it ends early")
+        view, offset = view[count:], offset + count
+
+
+def write_all(fd: int, view: memoryview, offset: int) -> None:
+    """Write all of ``view`` at ``offset``."""
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def copy_range(source: int, source_offset: int, target: int, target_offset: int, size: int) -> None:
+    """Copy bytes from file to file, in the kernel (or the file server) where it can.
+
+    Raises:
+        UnreadableError: when the source ends before.
+    """
+    done = 0
+    try:
+        while done < size:
+            count = os.copy_file_range(source, target, size - done, source_offset + done, target_offset + done)
+            if not count:
+                raise UnreadableError("it ends early")
+            done += count
+    except OSError as error:
+        if error.errno not in _CANNOT_COPY:
+            raise
+    buffer = memoryview(bytearray(min(BUFFER, size - done)))
+    while done < size:
+        view = buffer[: size - done]
+        read_into(source, view, source_offset + done)
+        write_all(target, view, target_offset + done)
+        done += len(view)

@@ -1,0 +1,140 @@
+"""Plans of a merge: pure data and pure functions; :mod:`rose_hpc.experience.merge` acts on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from rose_hpc.errors import ExperienceError, SchemaError
+from rose_hpc.experience.digest import CHUNK
+from rose_hpc.experience.schema import Column, ShardInfo, difference, renamed
+from rose_hpc.experience.stats import Stats, combine
+
+#: bytes of one worker's next portion; whole chunks, so that each leaf of a shard's digest is one worker's
+PORTION = 16 * CHUNK
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows ``start`` to ``stop`` of shard number ``shard``, which become the bank's rows from ``target`` on."""
+
+    shard: int
+    start: int
+    stop: int
+    target: int
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge will do.
+
+    Attributes:
+        spans: every row of every shard exactly once, in the order of the shards.
+        rows: of the bank.
+        columns: of the bank: dtypes, shapes and combined statistics; without offsets and digests.
+        offsets: where each shard's rows start in the bank, and the end of the last.
+        names: of the shards.
+        attributes: that all shards have in common, of ``run`` and ``iteration``.
+    """
+
+    spans: tuple[Span, ...]
+    rows: int
+    columns: dict[str, Column]
+    offsets: tuple[int, ...]
+    names: tuple[str, ...]
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of one column: ``size`` of them, from ``start`` in the shard's column to ``target`` in the bank's."""
+
+    shard: int
+    column: str
+    start: int
+    size: int
+    target: int
+
+
+def plan_spans(shards: Sequence[ShardInfo]) -> MergePlan:
+    """The plan of merging shards in the given order; shards without rows contribute nothing but their name.
+
+    Raises:
+        SchemaError: other columns, dtypes or shapes; it names the shard and the difference.
+        ExperienceError: no shards, one given twice, or shards of different runs or iterations.
+    """
+    if not shards:
+        raise ExperienceError("there are no shards to merge")
+    _check_unique(shards)
+    model = next((shard for shard in shards if shard.rows), next((s for s in shards if s.columns), shards[0]))
+    for shard in shards:
+        if shard.rows and (text := difference(model.columns, shard.columns)):
+            raise SchemaError(f"{shard.path} has {text}", hint=f"all shards of a bank need the columns of {model.path}")
+    offsets = (0, *accumulate(shard.rows for shard in shards))
+    spans = tuple(Span(n, 0, shard.rows, offsets[n]) for n, shard in enumerate(shards) if shard.rows)
+    stats = {name: _combined(name, column, shards) for name, column in model.columns.items()}
+    nothing = dict.fromkeys(model.columns)
+    return MergePlan(
+        spans=spans,
+        rows=offsets[-1],
+        columns=renamed(model.columns, offset=dict.fromkeys(model.columns, 0), digest=nothing, stats=stats),
+        offsets=offsets,
+        names=tuple(shard.path.stem for shard in shards),
+        attributes=_common(shards),
+    )
+
+
+def plan_pieces(plan: MergePlan) -> Iterator[tuple[int, list[Piece]]]:
+    """The plan's work in portions for workers: the number of a shard, and pieces of its columns."""
+    for span in plan.spans:
+        portion: list[Piece] = []
+        room = PORTION
+        for name, column in plan.columns.items():
+            end, target = span.stop * column.row_bytes, (span.target - span.start) * column.row_bytes
+            start = span.start * column.row_bytes
+            while start < end:
+                stop = min(end, (start // PORTION + 1) * PORTION)
+                portion.append(Piece(span.shard, name, start, stop - start, target + start))
+                room -= stop - start
+                start = stop
+                if room <= 0:
+                    yield span.shard, portion
+                    portion, room = [], PORTION
+        if portion:
+            yield span.shard, portion
+
+
+def _combined(name: str, column: Column, shards: Sequence[ShardInfo]) -> Stats | None:
+    parts = [shard.columns[name].stats for shard in shards if shard.rows]
+    known = [part for part in parts if part is not None]
+    return combine(known, column.shape) if len(known) == len(parts) else None
+
+
+def _check_unique(shards: Sequence[ShardInfo]) -> None:
+    paths: set[str] = set()
+    sources: dict[tuple[Any, ...], ShardInfo] = {}
+    for shard in shards:
+        path = os.path.realpath(shard.path)
+        if path in paths:
+            raise ExperienceError(f"{shard.path} is given twice", hint="name every shard once")
+        paths.add(path)
+        source = tuple(shard.attributes.get(name) for name in ("run", "iteration", "environment"))
+        if None not in source and (other := sources.setdefault(source, shard)) is not shard:
+            raise ExperienceError(f"{shard.path} and {other.path} are both of environment '{source[2]}'")
+    for name in ("run", "iteration"):
+        known = {shard.attributes[name]: shard.path for shard in shards if name in shard.attributes}
+        if len(known) > 1:
+            (a, path_a), (b, path_b), *_ = known.items()
+            raise ExperienceError(
+                f"{path_a} is of {name} {a!r}, {path_b} of {b!r}",
+                hint="a bank is one iteration's; open several banks as one with ExperienceBank.open([...])",
+            )
+
+
+def _common(shards: Sequence[ShardInfo]) -> dict[str, Any]:
+    first = shards[0].attributes
+    names = [n for n in ("run", "iteration") if n in first and all(n in shard.attributes for shard in shards)]
+    return {name: first[name] for name in names}
