@@ -127,13 +127,13 @@ def check(place: Place, workflow: Workflow, work: Work, progress: Progress, argv
 def window(workflow: Workflow, progress: Progress, iteration: int) -> list[int]:
     """The iterations whose banks the update of ``iteration`` sees, oldest first; those without a bank are left out."""
     first = max(0, iteration - workflow.window + 1)
-    return [k for k in range(first, iteration + 1) if progress.merges.get(k, {}).get("digest")]
+    return [k for k in range(first, iteration + 1) if progress.has_bank(k)]
 
 
 def _banks(place: Place, workflow: Workflow, progress: Progress) -> dict[str, str]:
     banks = [str(place.run.bank(k)) for k in window(workflow, progress, place.iteration)]
     variables = {"ROSE_HPC_BANKS": json.dumps(banks)}
-    if progress.merges.get(place.iteration, {}).get("digest"):
+    if progress.has_bank(place.iteration):
         variables["ROSE_HPC_BANK"] = banks[-1]
     return variables
 

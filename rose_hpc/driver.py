@@ -46,7 +46,7 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
 
 
 def drive_shown(run: RunDir) -> int:
-    """Drive the run with a display, live on a terminal, else lines of which the run directory is the last; the exit code."""
+    """Drive the run with a display: live on a terminal, else lines, the last one the run directory. The exit code."""
     from rose_hpc.report.view import LiveView, PlainView
 
     if sys.stdout.isatty():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,10 @@ def encode(record: Record) -> bytes:
     Raises:
         ValueError: for what JSON cannot hold (NaN and infinities too).
     """
-    body = json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    try:
+        body = json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, as in a file name that is not UTF-8: escaped, it is legal JSON
+        body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
     return b'%s,"sum":"%08x"}\n' % (body[:-1], zlib.crc32(body))
 
 
@@ -107,6 +111,7 @@ class Journal:
             raise
         self._synced_at = time.monotonic()
         self._dirty = False
+        self._syncing = threading.Lock()
 
     def append(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Write one record; it survives the process at once, and the machine within SYNC_INTERVAL_S.
@@ -130,11 +135,20 @@ class Journal:
         return record
 
     def sync(self) -> None:
-        """Bring what was appended to the disk (the group commit)."""
-        if self._dirty:
-            os.fdatasync(self._file)
-            self._dirty = False
-        self._synced_at = time.monotonic()
+        """Bring what was appended to the disk (the group commit); any thread may call it.
+
+        Raises:
+            OSError: when the disk refuses; the next call tries again.
+        """
+        with self._syncing:  # who comes second returns only when its records, too, are on the disk
+            if self._dirty:
+                self._dirty = False  # before, so that what is appended meanwhile is left for the next call
+                try:
+                    os.fdatasync(self._file)
+                except OSError:
+                    self._dirty = True
+                    raise
+            self._synced_at = time.monotonic()
 
     def close(self) -> None:
         """Sync and close; idempotent."""

@@ -410,7 +410,7 @@ class ParallelExperience(ReinforcementLearner):
     """
 
     def environment_task(self, name: str, **options: Any) -> Callable[[F], F]:
-        """Register an environment at once; options: ``as_executable``, ``timeout_s``, ``ranks``, ``cores_per_rank``, ..."""
+        """Register an environment at once; options: ``as_executable``, ``timeout_s``, ``cores_per_rank``, ..."""
         return self._environment(name, options)
 
 

@@ -64,6 +64,7 @@ class Progress:
             case "scripts":
                 self.scripts.update(record["digests"])
             case "rank":
+                self._forget(record["environment"])
                 self.ranks[record["environment"]] = record
                 self.nan_rewards += record.get("nan_rewards", 0)
             case "attempt":
@@ -71,16 +72,22 @@ class Progress:
             case "stage":
                 self._stage(record)
             case "damaged":
-                self.ranks.pop(record["environment"], None)
+                self._forget(record["environment"])
                 self.stages.pop("collect", None)
             case "redo":
-                self.ranks, self.stages = {}, {}
+                for environment in list(self.ranks):
+                    self._forget(environment)
+                self.stages = {}
             case "checkpoint":
                 self.iteration = record["iteration"] + 1
                 self.ranks, self.stages = {}, {}
                 self.config = record.get("config", self.config)
             case "end":
                 self.end = record
+
+    def _forget(self, environment: str) -> None:
+        """What this environment did in the current iteration is (or will be) done again."""
+        self.nan_rewards -= self.ranks.pop(environment, {}).get("nan_rewards", 0)
 
     def _stage(self, record: Record) -> None:
         stage, iteration = record["stage"], record["iteration"]
@@ -90,19 +97,23 @@ class Progress:
         elif stage == "update":
             self.updates[iteration] = record
         elif stage == "check":
-            if self.rewards and self.rewards[-1][0] == iteration:  # an iteration done again
-                self.rewards.pop()
-            self.rewards.append((iteration, record["reward"]))
+            again = bool(self.rewards) and self.rewards[-1][0] == iteration
+            self.rewards[len(self.rewards) - again :] = [(iteration, record["reward"])]
 
     @property
     def stage(self) -> str | None:
         """The first stage of the current iteration without a record; None when all have one."""
         return next((stage for stage in STAGES if stage not in self.stages), None)
 
+    def has_bank(self, iteration: int) -> bool:
+        """Whether that iteration's shards were merged (there may have been none)."""
+        return iteration in self.merges and "skipped" not in self.merges[iteration]
+
     @property
     def rows(self) -> int:
         """Rows of all banks."""
-        return sum(record.get("rows", 0) for record in self.merges.values())
+        merges = list(self.merges.values())  # at once: the live view looks from a thread of its own
+        return sum(record.get("rows", 0) for record in merges)
 
     @property
     def reward(self) -> float | None:

@@ -16,8 +16,7 @@ def apply(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *
     Args:
         sweep: look at all iterations (a driver's first time), not only at the one that has just left.
     """
-    merged = progress.merges.get(iteration, {})
-    if not workflow.retention.shards and merged.get("digest"):
+    if not workflow.retention.shards and progress.has_bank(iteration):
         for environment in workflow.environments:
             run.shard(iteration, environment.name).unlink(missing_ok=True)
         with suppress(OSError):  # not empty: shards that were set aside stay

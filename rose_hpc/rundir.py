@@ -209,6 +209,8 @@ def tree_facts(folder: Path, *, seal: bool = False) -> dict[str, Any]:
 
     total = xxhash.xxh3_128()
     files = size = 0
+    if folder.is_symlink() or not folder.is_dir():
+        raise RunError(f"{folder} is a folder no more", hint="a task may change what is in it, and must leave it there")
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise RunError(
@@ -224,7 +226,7 @@ def tree_facts(folder: Path, *, seal: bool = False) -> dict[str, Any]:
             if seal:
                 os.fsync(file.fileno())
                 path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
-        total.update(f"{path.relative_to(folder)}\0{content.hexdigest()}\n".encode())
+        total.update(os.fsencode(path.relative_to(folder)) + f"\0{content.hexdigest()}\n".encode())
         files += 1
     if seal:
         for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
@@ -273,12 +275,12 @@ class Ownership:
             self._file = os.open(run.owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise RunError(f"cannot own {run.path}: {error.strerror}", hint="is it yours to write to?") from error
-        before = read_owner(run) or {}
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
-            raise _owned(run, before) from None
+            raise _owned(run, read_owner(run) or {}) from None
+        before = read_owner(run) or {}  # under the lock, so that no epoch is given twice
         elsewhere = before.get("host") != socket.gethostname()
         if before.get("pid") and elsewhere and not _is_stale(before):  # file systems whose locks do not cross nodes
             os.close(self._file)

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from rose_hpc.errors import UsageError
+
 
 @dataclass
 class IterationState:
@@ -76,6 +78,12 @@ class LearnerConfig(BaseModel):
     criterion: TaskConfig | dict[int, TaskConfig] | None = None
 
     def get_task_config(self, task_name: str, iteration: int) -> TaskConfig | None:
-        """What ``environment``, ``update`` or ``criterion`` gets in ``iteration``; None: nothing of its own."""
-        config = getattr(self, task_name, None)
+        """What ``environment``, ``update`` or ``criterion`` gets in ``iteration``; None: nothing of its own.
+
+        Raises:
+            UsageError: for any other name.
+        """
+        if task_name not in type(self).model_fields:
+            raise UsageError(f"no task is called {task_name!r}", hint=f"known: {', '.join(type(self).model_fields)}")
+        config = getattr(self, task_name)
         return config.get(iteration, config.get(-1)) if isinstance(config, dict) else config

@@ -144,10 +144,11 @@ class Workflow:
         seen: dict[str, str] = {}
         for environment in self.environments:
             check_name(environment.name)
-            if (other := seen.setdefault(environment.name.casefold(), environment.name)) is not environment.name:
+            if (other := seen.get(environment.name.casefold())) is not None:
                 raise UsageError(
                     f"two environments are named {other!r} and {environment.name!r}", hint="make each unique"
                 )
+            seen[environment.name.casefold()] = environment.name
         if self.criterion is None and not self.max_iterations:
             raise UsageError("this would never end", hint="add a stop criterion, or give max_iter")
 

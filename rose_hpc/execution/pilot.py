@@ -148,8 +148,7 @@ class RadicalExecutionBackend:
         """Fail everything: the start, if it is not over, every task that is not final, and all later ones."""
         if self._error is None:
             self._error = EngineError(f"the pilot on {self._plan.resource}: {cause}", hint=f"see {self.sandbox}")
-            if self._state != "CLOSED":
-                logger.error("%s", self._error)
+            logger.error("%s", self._error)
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)  # the error is raised by who waits
         tasks, self._tasks = self._tasks, {}
@@ -202,11 +201,14 @@ class RadicalExecutionBackend:
         return True
 
     async def shutdown(self) -> None:
-        """End the pilot and every process of it, within 45 s; tasks that are not final are reported FAILED."""
+        """End the pilot and every process of it, within 45 s; tasks that are not final are reported CANCELED."""
         if self._state == "CLOSED":
             return
         ended, self._state = self._error is not None, "CLOSED"
-        self._fail("it was shut down")
+        self._error = self._error or EngineError("the pilot has been shut down", hint="start another backend")
+        tasks, self._tasks = self._tasks, {}
+        for task in tasks.values():
+            self._callback(task, TaskStates.CANCELED)
         await self._close(grace_s=0.0 if ended else _CLOSE_TIMEOUT_S)
         if self._plan.sandbox is None and self.sandbox is not None and not self._failures and not ended:
             await asyncio.to_thread(shutil.rmtree, self.sandbox, ignore_errors=True)

@@ -27,6 +27,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -63,12 +64,12 @@ def tail(path: Path, limit: int = _TAIL_BYTES) -> str:
 
 
 def find_cause(folder: Path) -> str:
-    """Return what the logs in a sandbox give as the cause of a failed pilot: the last exception in them, or nothing."""
-    logs = [*folder.glob("agent_0.err"), *sorted(folder.glob("*.log")), *folder.glob("bootstrap_0.err")]
-    for path in logs:
+    """Return the last exception in the logs of a failed pilot, or of the client in the current folder, or nothing."""
+    logs = [folder / "agent_0.err", *sorted(folder.glob("*.log")), folder / "bootstrap_0.err"]
+    for path in [*logs, *sorted(Path("client").glob("*.log"))]:
         raised = [line.strip() for line in tail(path).splitlines() if _RAISED.match(line.strip())]
         if raised:
-            return f"{raised[-1]} ({path.name})"
+            return f"the last error logged is {raised[-1]} ({path.name})"
     return ""
 
 
@@ -114,9 +115,16 @@ def resource_changes(plan: Mapping[str, Any], known: Mapping[str, Any]) -> dict[
         changes |= {
             "cores_per_node": plan["resource_config"].get("cores_per_node", cores),
             "gpus_per_node": plan["gpus"],
+            "launch_methods": {"order": _launchers(known.get("launch_methods", {}).get("order") or ["FORK"])},
             "mem_per_node": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         }
     return changes
+
+
+def _launchers(order: Iterable[str]) -> list[str]:
+    """Return those of ``order`` that are there: the agent would try the others, and log errors that mean nothing."""
+    programs = {"MPIRUN": "mpirun", "MPIEXEC": "mpiexec", "SRUN": "srun"}
+    return [name for name in order if name not in programs or shutil.which(programs[name])]
 
 
 class Host:

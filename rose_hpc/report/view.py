@@ -123,11 +123,11 @@ class LiveView:
         elif record["kind"] == "checkpoint":
             self._begun.clear()
         if (line := self._lines.line(record, progress)) is not None:
-            self._live.console.print(line, highlight=False, markup=False)
+            self._live.console.print(line, highlight=False, markup=False, emoji=False)
 
     def warned(self, text: str) -> None:
         """Something people should know."""
-        self._live.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+        self._live.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, emoji=False)
 
     def render(self) -> RenderableType:
         """What the terminal shows now."""
@@ -170,8 +170,8 @@ class LiveView:
                     ProgressBar(total=1, completed=1, width=30),
                     f"{record['rows']:,} rows, {record['seconds']:.1f} s",
                 )
-            elif name in self._begun:
-                ran = time.monotonic() - self._begun[name]
+            elif (begun := self._begun.get(name)) is not None:  # once: the loop's thread clears it
+                ran = time.monotonic() - begun
                 usual = self._seconds.get(name)
                 bar = (
                     ProgressBar(total=1, completed=min(ran / usual, 0.99), width=30)

@@ -1,0 +1,1 @@
+../cartpole/update.py
