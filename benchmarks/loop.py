@@ -2,15 +2,16 @@
 
     python benchmarks/loop.py [--iterations N] [--environments N]
 
-The commands copy a ready shard, read the bank and print a number, so that nearly all of an iteration is ours. Beside it, in the
-same run: the same commands started directly, and through asyncflow's own LocalExecutionBackend (no shards checked, nothing
-merged, nothing recorded), which is what a hand-written loop on the engine would do.
+The commands copy a ready shard, read the bank and print a number, so that nearly all of an iteration is ours. Beside
+it, in the same run: the same commands started directly, and through asyncflow's own LocalExecutionBackend (no shards
+checked, nothing merged, nothing recorded), which is what a hand-written loop on the engine would do.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import shlex
@@ -64,7 +65,7 @@ def bare(folder: Path, commands: list[list[str]]) -> float:
 
     def run(index: int) -> None:
         env = {**os.environ, **variables, "ROSE_HPC_SHARD": f"copy-{index}.h5"}
-        subprocess.run(commands[index], cwd=folder, env=env, check=True)
+        subprocess.run(commands[index], cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
 
     began = time.perf_counter()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -124,23 +125,19 @@ def main() -> None:
         closed = [record["time"] for record in records if record["kind"] == "checkpoint"]
         first = next(record for record in records if record["kind"] == "rank")
         start = first["time"] - first["seconds"] - began
-        ours = statistics.median(b - a for a, b in zip(closed, closed[1:], strict=False))
+        ours = statistics.median(b - a for a, b in itertools.pairwise(closed))
         rows = [
             ("an iteration, beyond the commands' own time", ours - own, "overhead"),
             ("start to the first environment's start", start, "start"),
             ("rose-hpc --help", min(command("--help", cwd=folder) for _ in range(5)), "help"),
             ("rose-hpc status RUN", min(command("status", "run", cwd=folder) for _ in range(5)), "status"),
         ]
-        print(
-            f"{options.environments} environments, update and check: shell commands that copy or read a file; medians"
-        )
-        print(f"  the commands alone          {own * 1e3:8.0f} ms   1.00x")
-        print(
-            f"  asyncflow's local backend   {rival * 1e3:8.0f} ms   {rival / own:.2f}x  (nothing checked, merged or recorded)"
-        )
-        print(
-            f"  rose-hpc run                {ours * 1e3:8.0f} ms   {ours / own:.2f}x  ({ours / rival:.2f}x of asyncflow's)"
-        )
+        print(f"{options.environments} environments, update and check: commands that copy or read a file; medians")
+        table = [("the commands alone", own), ("asyncflow's local backend, unchecked", rival), ("rose-hpc run", ours)]
+        for what, seconds in table:
+            print(
+                f"  {what:<44}{seconds * 1e3:6.0f} ms   {seconds / own:5.2f}x   {seconds / rival:5.2f}x of asyncflow's"
+            )
         for what, seconds, goal in rows:
             verdict = "ok" if seconds <= GOALS[goal] else "MISSED"
             print(f"{what:<46}{seconds:6.3f} s   goal {GOALS[goal]} s   {verdict}")

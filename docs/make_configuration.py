@@ -36,8 +36,8 @@ def page() -> str:
     lines = [
         "# Configuration",
         "",
-        "TOML; paths are relative to the file's folder. An unknown key is an error, with a suggestion. `--set key=value`",
-        "on the command line changes any of them, e.g. `--set loop.max_iterations=5`.",
+        "TOML; paths are relative to the file's folder. An unknown key is an error, with a suggestion.",
+        "`--set key=value` on the command line changes any of them, e.g. `--set loop.max_iterations=5`.",
         "Made from the models by `docs/make_configuration.py`.",
     ]
     for title, meaning, model, left_out in TABLES:
