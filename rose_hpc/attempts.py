@@ -97,10 +97,10 @@ def collect(place: Place, environment: Environment, cwd: Path, argv: Sequence[st
     return _attempt(place, environment.work, cwd, argv, variables, seal)
 
 
-def merge(place: Place, workflow: Workflow, shards: Sequence[Path], workers: int) -> Attempt:
-    """The reduction of an iteration's shards, in the order of the configuration."""
+def merge(place: Place, workflow: Workflow, shards: Mapping[Path, str], workers: int) -> Attempt:
+    """The reduction of an iteration's shards (with the digests of their records), in the configuration's order."""
     arguments = {
-        "shards": [str(path) for path in shards],
+        "shards": {str(path): digest for path, digest in shards.items()},
         "bank": str(place.shard),
         "verify": workflow.verify,
         "workers": workflow.workers,

@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rose_hpc import rundir
-from rose_hpc.errors import RunError
+from rose_hpc.errors import Interrupted, RunError
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rose_hpc.loop import Loop
     from rose_hpc.session import Observer
     from rose_hpc.workflow import Workflow
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: the loops of this process, which a signal interrupts together (a program may run several learners at once)
+_interruptible: list[Loop] = []
 
 EXIT_CODES = {"converged": 0, "max_iterations": 3, "failed": 1, "stopped": 130}
 
@@ -37,15 +41,16 @@ def make_run(config: Config, run_dir: Path | None) -> RunDir:
     return run
 
 
-def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> None:
-    """Change the configuration of a run; the journal gets what changed when the run goes on."""
+def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> list[str]:
+    """Change the configuration of a run; what changed, for the record that it gets when the run goes on."""
     from rose_hpc.config import dump_config, load_config
 
     config = load_config(run.config, sets=sets, max_iterations=max_iterations)
     rundir.write_file(run.config, dump_config(config).encode())
+    return [*sets, *([f"loop.max_iterations={max_iterations}"] if max_iterations else [])]
 
 
-def drive_shown(run: RunDir) -> int:
+def drive_shown(run: RunDir, changes: Sequence[str] = ()) -> int:
     """Drive the run with a display: live on a terminal, else lines, the last one the run directory. The exit code."""
     from rose_hpc.report.view import LiveView, PlainView
 
@@ -53,19 +58,22 @@ def drive_shown(run: RunDir) -> int:
         from rich.console import Console
 
         with LiveView(Console()) as view:
-            code = drive(run, [view])
-        Console().print(
-            f"\n  status   rose-hpc status {run.path}\n  logs     rose-hpc logs {run.path}", highlight=False
-        )
+            code = drive(run, [view], changes)
+        Console().print(f"\n  status   {run.command('status')}\n  logs     {run.command('logs')}", highlight=False)
         return code
     try:
-        return drive(run, [PlainView(sys.stdout)])
+        return drive(run, [PlainView(sys.stdout)], changes)
     finally:
         print(run.path, flush=True)  # noqa: T201 - the last line (contract)
 
 
-def drive(run: RunDir, observers: Sequence[Observer]) -> int:
+def drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str] = ()) -> int:
     """Drive the run to its end.
+
+    Args:
+        run: the run.
+        observers: who watches.
+        changes: what :func:`change_run` changed.
 
     Returns:
         the exit code of how it ended.
@@ -75,11 +83,18 @@ def drive(run: RunDir, observers: Sequence[Observer]) -> int:
         Interrupted: it was told to stop.
     """
     logging.getLogger("radical.asyncflow").setLevel(logging.ERROR)  # it warns of every orderly end
-    return asyncio.run(_drive(run, observers))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # until the loop has handlers of its own
+        signal.signal(number, _interrupt_start)
+    return asyncio.run(_drive(run, observers, changes))
 
 
-async def _drive(run: RunDir, observers: Sequence[Observer]) -> int:
+def _interrupt_start(number: int, _frame: object) -> NoReturn:
+    raise Interrupted(f"interrupted by {signal.Signals(number).name} before anything was done")
+
+
+async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str]) -> int:
     from rose_hpc.config import load_config
+    from rose_hpc.cores import available_cores
     from rose_hpc.execution.engine import Engine
     from rose_hpc.execution.local import EmbeddedExecutionBackend
     from rose_hpc.loop import Loop
@@ -93,8 +108,8 @@ async def _drive(run: RunDir, observers: Sequence[Observer]) -> int:
     try:
         clear_scratch(run)
         backend = EmbeddedExecutionBackend(config.loop.max_concurrent)
-        check_fits(workflow, backend.cores)
-        session.begin(run_facts(workflow, config.seed))
+        check_fits(workflow, available_cores())
+        session.begin(run_facts(workflow, config.seed), changes)
         await backend  # the supervisor starts while asyncflow is imported
         asyncflow = await _workflow_engine(backend, run)
         try:
@@ -107,7 +122,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer]) -> int:
             await asyncflow.shutdown()
         end = session.progress.end
         if end is None:
-            raise RunError(f"{run.path} ended without a record", hint=f"rose-hpc resume {run.path}")
+            raise RunError(f"{run.path} ended without a record", hint=run.command("resume"))
         return EXIT_CODES[end["state"]]
     finally:
         session.close()
@@ -141,21 +156,21 @@ def run_facts(workflow: Workflow, seed: int | None, source: str = "config") -> d
 def interrupts(loop: Loop) -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP interrupt the loop; asyncflow's own handlers would cancel it without a record."""
     events = asyncio.get_running_loop()
-
-    def interrupt(number: signal.Signals) -> None:
-        message = f"interrupted by {number.name}; go on with `rose-hpc resume {loop.session.run.path}`"
-        loop.session.warn(message)
-        loop.interrupt(message)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    _interruptible.append(loop)
     try:
-        for number in numbers:
-            events.add_signal_handler(number, interrupt, number)
-    except (RuntimeError, ValueError):  # not the main thread: its owner manages signals
-        yield
-        return
-    try:
+        with suppress(RuntimeError, ValueError):  # not the main thread: its owner manages signals
+            for number in _SIGNALS:
+                events.add_signal_handler(number, _interrupt_all, number)
         yield
     finally:
-        for number in numbers:
-            events.remove_signal_handler(number)
+        _interruptible.remove(loop)
+        if not _interruptible:
+            for number in _SIGNALS:
+                events.remove_signal_handler(number)
+
+
+def _interrupt_all(number: signal.Signals) -> None:
+    for loop in list(_interruptible):
+        message = f"interrupted by {number.name}; go on with `{loop.session.run.command('resume')}`"
+        loop.session.warn(message)
+        loop.interrupt(message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 import zlib
@@ -22,6 +23,7 @@ Record = Mapping[str, Any]
 
 #: an appended record is on the disk (fsync) at the latest this many seconds later
 SYNC_INTERVAL_S = 1.0
+_SUM = re.compile(rb',"sum":"[0-9a-f]{8}"}')
 
 
 def encode(record: Record) -> bytes:
@@ -79,7 +81,7 @@ def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
             if record["seq"] != number - 1:
                 raise ValueError(f"its seq is {record['seq']}")
         except (ValueError, KeyError) as error:
-            if number == len(lines) - 1 and not lines[-1]:
+            if number == len(lines) - 1 and not lines[-1] and not _begins_soundly(line):
                 break  # the last line: torn inside, though its newline is there
             raise JournalError(
                 f"{path}, line {number} is damaged ({error}); the {len(records)} records before it are sound",
@@ -88,6 +90,17 @@ def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
         records.append(record)
         good += len(line) + 1
     return records, good
+
+
+def _begins_soundly(line: bytes) -> bool:
+    """Whether a damaged line is two, with the newline between them lost: dropping it would drop a sound record too."""
+    for mark in _SUM.finditer(line):
+        try:
+            decode(line[: mark.end()])
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 class Journal:

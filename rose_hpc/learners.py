@@ -18,7 +18,7 @@ from typing import Any, TypeVar, overload
 
 from rose_hpc import rundir
 from rose_hpc.driver import interrupts, run_facts
-from rose_hpc.errors import UsageError
+from rose_hpc.errors import Interrupted, UsageError
 from rose_hpc.execution.engine import Engine
 from rose_hpc.loop import Loop
 from rose_hpc.metrics import OPERATORS, operator_for
@@ -120,6 +120,7 @@ class ReinforcementLearner:
         self._pending: LearnerConfig | None = None
         self._state: IterationState | None = None
         self._loop: Loop | None = None
+        self._stopping = False
 
     # -- registering ---------------------------------------------------------------------------------------------------
 
@@ -198,8 +199,9 @@ class ReinforcementLearner:
         return self._state
 
     def stop(self) -> None:
-        """End the loop: what runs is ended, and the run can be resumed."""
+        """End the loop: what runs is ended, no further state is yielded, and the run can be resumed."""
         if self._loop is not None:
+            self._stopping = True
             self._loop.interrupt("the program called stop()")
 
     async def learn(self, max_iter: int = 0, initial_config: LearnerConfig | None = None) -> IterationState | None:
@@ -252,6 +254,10 @@ class ReinforcementLearner:
                     iteration = await iterations.asend(config)
                 except StopAsyncIteration:
                     return
+                except Interrupted:
+                    if self._stopping:
+                        return
+                    raise
                 self._state = state = self._build(loop, iteration)
                 self._tell_iteration(state)
                 yield state
@@ -293,10 +299,14 @@ class ReinforcementLearner:
         self.run = RunDir(path) if path is not None and exists else rundir.create(workflow.name, path)
         _started.append(self.run)
         session = Session(self.run, self._observers())
-        clear_scratch(self.run)
-        seed = self._seed if self._seed is not None else choose_seed()
-        session.begin(run_facts(workflow, session.progress.run.get("seed", seed), source="program"))
-        session.check_scripts(sys.argv[:1], workflow.cwd)
+        try:
+            clear_scratch(self.run)
+            seed = self._seed if self._seed is not None else choose_seed()
+            session.begin(run_facts(workflow, session.progress.run.get("seed", seed), source="program"))
+            session.check_scripts(sys.argv[:1], workflow.cwd)
+        except BaseException:
+            session.close()
+            raise
         return session, learner
 
     def _observers(self) -> list[Observer]:

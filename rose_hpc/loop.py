@@ -48,6 +48,8 @@ class Loop:
         progress = self.session.progress
         try:
             while (verdict := self.verdict()) is None:
+                if self._interrupt:  # told while the program had the state of the iteration before
+                    raise Interrupted(self._interrupt)
                 iteration = progress.iteration
                 await self._guarded(self._iteration(iteration))
                 try:

@@ -16,16 +16,24 @@ def apply(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *
     Args:
         sweep: look at all iterations (a driver's first time), not only at the one that has just left.
     """
-    if not workflow.retention.shards and progress.has_bank(iteration):
-        for environment in workflow.environments:
-            run.shard(iteration, environment.name).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: shards that were set aside stay
-            (run.iteration(iteration) / "shards").rmdir()
+    if not workflow.retention.shards:
+        for k in sorted(progress.merges) if sweep else [iteration]:
+            if progress.has_bank(k):
+                _remove_shards(run, workflow, k)
     for k in expired_banks(workflow, progress, iteration, sweep=sweep):
         rundir.remove(run.bank(k))
     for k in expired_policies(workflow, progress, iteration, sweep=sweep):
         rundir.remove(run.policy(k))
         rundir.remove(run.state(k))
+
+
+def _remove_shards(run: RunDir, workflow: Workflow, iteration: int) -> None:
+    folder = run.iteration(iteration) / "shards"
+    if folder.is_dir():
+        for environment in workflow.environments:
+            run.shard(iteration, environment.name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: shards that were set aside stay
+            folder.rmdir()
 
 
 def expired_banks(workflow: Workflow, progress: Progress, iteration: int, *, sweep: bool) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import socket
 import stat
@@ -94,6 +95,10 @@ class RunDir:
         parts = (f"iter-{iteration:04d}", stage, environment)
         return self.logs / ("-".join(part for part in parts if part) + ".log")
 
+    def command(self, verb: str) -> str:
+        """What to type, in whatever folder, whatever characters the path has."""
+        return f"rose-hpc {verb} {shlex.quote(str(self.path))}"
+
     def relative(self, path: Path) -> str:
         """A path as the journal names it."""
         return str(path.relative_to(self.path))
@@ -131,7 +136,7 @@ def create(name: str, run_dir: Path | None = None) -> RunDir:
             path.mkdir(parents=True, exist_ok=True)
             run = RunDir(path)
             if any(path.iterdir()):
-                hint = f"rose-hpc resume {path}" if run.journal.exists() else "choose another --run-dir"
+                hint = run.command("resume") if run.journal.exists() else "choose another --run-dir"
                 raise UsageError(f"{path} is not empty", hint=hint)
             for folder in (run.logs, run.slurm, run.scratch):
                 folder.mkdir()
@@ -344,5 +349,5 @@ def _owned(run: RunDir, facts: dict[str, Any]) -> OwnedError:
     job = f", job {facts['job']}" if facts.get("job") else ""
     return OwnedError(
         f"{run.path} is driven by process {facts.get('pid')} on {facts.get('host')}{job}",
-        hint=f"watch it with `rose-hpc status {run.path}`",
+        hint=f"watch it with `{run.command('status')}`",
     )

@@ -93,8 +93,12 @@ class Session:
         for observer in self.observers:
             observer.warned(text)
 
-    def begin(self, facts: Mapping[str, Any]) -> None:
+    def begin(self, facts: Mapping[str, Any], changes: Sequence[str] = ()) -> None:
         """The first records of this driver: the run, if it is new, and the driver itself.
+
+        Args:
+            facts: the run's.
+            changes: to its configuration, ``key=value``, since it was last driven.
 
         Raises:
             RunError: when this is another run than ``facts`` describe.
@@ -110,8 +114,8 @@ class Session:
         else:
             ours = ("argv", "interpreter", "cwd") if facts["source"] == "config" else ()  # of `resume`, not of the run
             differences = {key: value for key, value in facts.items() if known.get(key) != value and key not in ours}
-            if differences:
-                self.record("extend", **differences)
+            if differences or changes:
+                self.record("extend", changes=list(changes), **differences)
         owner = {key: self.ownership._facts[key] for key in ("epoch", "host", "pid", "job")}
         self.record("job", version=__version__, python=sys.version.split()[0], **owner)
 

@@ -49,18 +49,19 @@ class Stages:
         self.arguments = arguments or (lambda stage, iteration: ((), {}))
         self.values: dict[str, Any] = {}  # this iteration's, by environment or stage
         self._numbers: Counter[tuple[int, str, str]] = Counter()
-        self._limit = asyncio.Semaphore(workflow.max_concurrent or engine.cores or 2**31)
+        self._limit = asyncio.Semaphore(workflow.max_concurrent or engine.width or 2**31)
 
     def recall(self, iteration: int) -> None:
         """The values of what is done already; where one could not be kept, the iteration is done again."""
         progress = self.session.progress
-        records = {**progress.ranks, **progress.stages}
-        if any(record.get("opaque") for record in records.values()):
+        records = [*progress.ranks.values(), *progress.stages.values()]
+        if any(record.get("opaque") for record in records):
             self.session.record(
                 "redo", iteration=iteration, reason="a task's value was not JSON, so no record holds it"
             )
         elif records and not self.values:
-            self.values = {name: record.get("value") for name, record in records.items()}
+            done = {**progress.ranks, **{k: r for k, r in progress.stages.items() if k in ("update", "check")}}
+            self.values = {name: record.get("value") for name, record in done.items()}
 
     # -- collect -------------------------------------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class Stages:
             return True
         place = self._place(iteration, "merge")
         workers = self.workflow.workers or min(4, self.engine.cores or 4)
-        shards = [run.shard(iteration, name) for name in names]
+        shards = {run.shard(iteration, name): progress.ranks[name]["digest"] for name in names}
         attempt = attempts.merge(place, self.workflow, shards, min(workers, self.engine.cores or workers))
         self.session.started(iteration, "merge")
         outcome, _ = await self.engine.run(attempt)
@@ -170,11 +171,13 @@ class Stages:
 
     def _set_aside(self, iteration: int, name: str, path: Path, message: str) -> None:
         aside = path.with_name(f"{path.name}.damaged-{len(list(path.parent.glob(path.name + '.damaged-*')))}")
-        path.rename(aside)
-        self.session.record(
-            "damaged", iteration=iteration, environment=name, path=self.session.run.relative(aside), reason=message
-        )
-        self.session.warn(f"the shard of {name} is damaged and was set aside as {aside}: the environment runs again")
+        try:
+            path.rename(aside)
+            where, what = self.session.run.relative(aside), f"is damaged and was set aside as {aside}"
+        except FileNotFoundError:
+            where, what = None, "is gone"
+        self.session.record("damaged", iteration=iteration, environment=name, path=where, reason=message)
+        self.session.warn(f"the shard of {name} {what}: the environment runs again")
 
     async def update(self, iteration: int) -> None:
         run = self.session.run
@@ -258,10 +261,11 @@ class Stages:
             seconds=outcome.seconds,
         )
         who = f"environment {place.environment}" if place.environment else f"the {place.stage}"
+        it = "" if reason == "spawn" else "it "  # whose message has a subject of its own
         kind = TaskTimeoutError if reason == "timeout" else TaskError
         error = kind(
-            f"{who} failed in iteration {place.iteration}: it {message}" if reason != "merge" else message,
-            hint=f"see {place.log}, mend it, and `rose-hpc resume {self.session.run.path}`",
+            f"{who} failed in iteration {place.iteration}: {it}{message}" if reason != "merge" else message,
+            hint=f"see {place.log}, mend it, and `{self.session.run.command('resume')}`",
         )
         if outcome.tail:
             error.add_note(outcome.tail)

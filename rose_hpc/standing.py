@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from rose_hpc import rundir
@@ -85,7 +86,7 @@ def describe(facts: dict[str, Any]) -> str:
     if facts["jobs"]:
         lines["jobs"] = ", ".join(map(str, facts["jobs"]))
     if facts["state"] in ("stopped", "failed"):
-        lines["next"] = f"rose-hpc resume {facts['run']}"
+        lines["next"] = RunDir(Path(facts["run"])).command("resume")
     return "\n".join(f"{key + ':':<13}{value}" for key, value in lines.items())
 
 

@@ -111,7 +111,8 @@ def current_task() -> Task:
     Raises:
         UsageError: outside a run; it says how to try a script by hand.
     """
-    variables = _variables.get() or os.environ
+    given = _variables.get()
+    variables = os.environ if given is None else given
     if not variables.get("ROSE_HPC_STAGE"):
         raise UsageError("this is not running as a task of rose_hpc (ROSE_HPC_STAGE is not set)", hint=_BY_HAND)
 
@@ -120,14 +121,14 @@ def current_task() -> Task:
 
     try:
         bank = path("ROSE_HPC_BANK")
-        banks = json.loads(variables.get("ROSE_HPC_BANKS") or "[]") or ([bank] if bank else [])
+        banks = _parsed(variables, "ROSE_HPC_BANKS", []) or ([bank] if bank else [])
         deadline = variables.get("ROSE_HPC_DEADLINE")
         return Task(
             run=path("ROSE_HPC_RUN"),
             iteration=int(variables.get("ROSE_HPC_ITERATION") or 0),
             stage=variables["ROSE_HPC_STAGE"],
             environment=variables.get("ROSE_HPC_ENVIRONMENT", ""),
-            parameters=json.loads(variables.get("ROSE_HPC_PARAMETERS") or "{}"),
+            parameters=_parsed(variables, "ROSE_HPC_PARAMETERS", {}),
             seed=int(variables.get("ROSE_HPC_SEED") or 0),
             deadline=float(deadline) if deadline else None,
             policy=path("ROSE_HPC_POLICY"),
@@ -135,8 +136,17 @@ def current_task() -> Task:
             shard_path=path("ROSE_HPC_SHARD"),
             bank_paths=tuple(Path(entry) for entry in banks),
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(f"a ROSE_HPC_* variable does not parse: {error}", hint=_BY_HAND) from error
+
+
+def _parsed(variables: Mapping[str, str], name: str, default: Any) -> Any:
+    """The JSON value of a variable, of the same kind as ``default``, which stands for it where it is not set."""
+    text = variables.get(name)
+    value = json.loads(text) if text else default
+    if type(value) is not type(default):
+        raise ValueError(f"{name} is {text!r}, not a JSON {'list' if isinstance(default, list) else 'object'}")
+    return value
 
 
 @contextmanager

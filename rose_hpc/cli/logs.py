@@ -44,7 +44,7 @@ def command(
             ", ".join(sorted({m["environment"] for m in _matches(found).values() if m["environment"]})) or "none yet"
         )
         raise UsageError(
-            "there is no such log", hint=f"`rose-hpc logs {found.path} --list` lists them; environments: {known}"
+            "there is no such log", hint=f"`{found.command('logs')} --list` lists them; environments: {known}"
         )
     for path in paths:
         if listed:

@@ -34,7 +34,7 @@ def command(ctx: click.Context, run: Path, max_iterations: int | None, sets: tup
         owner = rundir.read_owner(found) or {}
         raise OwnedError(
             f"{found.path} is being driven by process {owner.get('pid')} on {owner.get('host')}",
-            hint=f"see `rose-hpc status {found.path}`",
+            hint=f"see `{found.command('status')}`",
         )
     if progress.run.get("source") == "program":
         if max_iterations is not None or sets:
@@ -49,9 +49,9 @@ def command(ctx: click.Context, run: Path, max_iterations: int | None, sets: tup
         )
     from rose_hpc import driver
 
-    if max_iterations is not None or sets:
-        driver.change_run(found, sets, max_iterations)
-    ctx.exit(driver.drive_shown(found))
+    changed = max_iterations is not None or bool(sets)
+    changes = driver.change_run(found, sets, max_iterations) if changed else []
+    ctx.exit(driver.drive_shown(found, changes))
 
 
 def _run_again(run: rundir.RunDir, progress: Progress) -> None:

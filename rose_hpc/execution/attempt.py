@@ -43,7 +43,8 @@ class Attempt(_Plain):
         timeout_s: seconds from the command's start to TERM (KILL follows 3 s later); None: no limit.
         cores: how many cores it takes.
         seal: None, or how to seal the shard at ``env["ROSE_HPC_SHARD"]``: ``required`` (bool), ``attributes``.
-        merge: None, or arguments of the reduction: ``shards``, ``bank``, ``verify``, ``workers``, ``attributes``.
+        merge: None, or arguments of the reduction: ``shards`` (path: digest), ``bank``, ``verify``, ``workers``,
+            ``attributes``.
     """
 
     id: str

@@ -11,11 +11,15 @@ import asyncio
 import json
 import logging
 import shlex
+import socket
 import time
+import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rose_hpc.cores import available_cores
 from rose_hpc.errors import EngineError
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import python_argv
@@ -49,6 +53,11 @@ class Engine:
         cores = getattr(self._backend, "cores", None)
         return cores if isinstance(cores, int) else None
 
+    @property
+    def width(self) -> int | None:
+        """Attempts that may be handed over at once; None where the backend queues them itself."""
+        return None if getattr(self._backend, "carries_attempts", False) else self.cores or available_cores()
+
     async def run(
         self, attempt: Attempt, call: Call | None = None, on_start: OnStart | None = None
     ) -> tuple[Outcome, Any]:
@@ -78,11 +87,12 @@ class Engine:
         async def task() -> str:
             return "rose_hpc attempt"  # never executed: the backend carries out the attempt itself
 
-        options = {
-            "attempt": attempt,
-            "payload": b"" if call is None else cloudpickle.dumps(call),
-            "on_start": on_start,
-        }
+        try:
+            payload = b"" if call is None else cloudpickle.dumps(call)
+        except Exception as error:  # noqa: BLE001 - whatever the pickling of a user's values raises
+            message = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
+            return _failed(attempt, message, error), None
+        options = {"attempt": attempt, "payload": payload, "on_start": on_start}
         task.__name__ = attempt.id
         outcome, value = await self._await(self.asyncflow.executable_task(task)(task_description=options))
         return outcome, cloudpickle.loads(value) if value else None
@@ -106,7 +116,7 @@ class Engine:
         try:
             return Outcome.from_json(json.loads(done.read_bytes())), None
         except (OSError, ValueError):
-            message = f"its supervisor left no report{': ' + failure if failure else ''}"
+            message = f"was lost: its supervisor left no report{': ' + failure if failure else ''}"
             return Outcome(attempt.id, ok=False, reason="lost", message=message), None
 
     async def _function(self, attempt: Attempt, call: Call) -> tuple[Outcome, Any]:
@@ -116,10 +126,12 @@ class Engine:
             value, info = await asyncio.wait_for(self._await(future), attempt.timeout_s)
         except TimeoutError:
             message = f"ran longer than its timeout_s of {attempt.timeout_s:g}" if attempt.timeout_s else "timed out"
-            return Outcome(attempt.id, ok=False, reason="timeout", message=message), None
+            return _failed(attempt, message, TimeoutError(message), "timeout"), None
         except EngineError as error:
-            return Outcome(attempt.id, ok=False, reason="error", message=f"raised {error.message}"), None
-        return Outcome(attempt.id, ok=True, seconds=time.monotonic() - began, info=info), value
+            return _failed(attempt, f"raised {error.message}", error.__cause__ or error), None
+        return Outcome(
+            attempt.id, ok=True, seconds=round(time.monotonic() - began, 4), node=socket.gethostname(), info=info
+        ), value
 
     async def _await(self, future: Any) -> Any:
         """A future of asyncflow; our cancellation becomes the task's, and the task's failure an EngineError."""
@@ -133,6 +145,15 @@ class Engine:
             if (task := getattr(future, "task", None)) is not None:
                 task["task_backend_specific_kwargs"] = {}  # asyncflow keeps every task for ever: keep them small
                 task["stdout"] = task["args"] = task["kwargs"] = None
+
+
+def _failed(attempt: Attempt, message: str, error: BaseException, reason: str = "error") -> Outcome:
+    """The outcome of a function that failed where no supervisor keeps its log."""
+    text = "".join(traceback.format_exception(error))
+    with suppress(OSError), open(attempt.log, "a") as file:  # the outcome has the end of it
+        file.write(text)
+    tail = "\n".join(text.splitlines()[-12:])
+    return Outcome(attempt.id, ok=False, reason=reason, message=message, node=socket.gethostname(), tail=tail)
 
 
 async def _call_here(

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rose_hpc.errors import DamagedError, RoseHpcError
+from rose_hpc.errors import DamagedError, FormatError, RoseHpcError
 from rose_hpc.execution.frames import pack, receive
 
 Answer = tuple[dict[str, Any], bytes]
@@ -60,11 +60,11 @@ def seal(message: Mapping[str, Any]) -> Answer:
 
 
 def merge(message: Mapping[str, Any]) -> Answer:
-    """Reduce shards to a bank."""
+    """Reduce shards to a bank, if they are the ones that were recorded."""
     from rose_hpc.experience.merge import merge_shards
 
     info = merge_shards(
-        message["shards"],
+        _recorded(message["shards"]),
         message["bank"],
         verify=message["verify"],
         workers=message["workers"],
@@ -74,6 +74,27 @@ def merge(message: Mapping[str, Any]) -> Answer:
     return {"ok": True, "info": info.to_json()}, b""
 
 
+def _recorded(shards: Mapping[str, str]) -> list[Any]:
+    """What the shards say of themselves, which the merge then holds their bytes against.
+
+    Raises:
+        DamagedError: naming all that are not there, not readable, or other shards than those of ``shards``' digests.
+    """
+    from rose_hpc.experience.format import read_info
+
+    infos, errors = [], {}
+    for path, digest in shards.items():
+        try:
+            infos.append(info := read_info(path))
+            if info.digest != digest:
+                errors[path] = f"{path} is not the shard that was recorded"
+        except (DamagedError, FormatError) as error:
+            errors[path] = error.message
+    if errors:
+        raise DamagedError("; ".join(errors.values()), paths=list(errors), hint="nothing was merged")
+    return infos
+
+
 def answer(message: Mapping[str, Any], payload: bytes) -> Answer:
     """Do what was asked; every failure is an answer."""
     operation = message["op"]
@@ -81,13 +102,13 @@ def answer(message: Mapping[str, Any], payload: bytes) -> Answer:
         if operation == "function":
             return call(message, payload)
         return seal(message) if operation == "seal" else merge(message)
-    except DamagedError as error:
-        return {"ok": False, "reason": "damaged", "message": str(error), "paths": list(error.paths)}, b""
     except (RoseHpcError, OSError) as error:
         if operation == "function":
             return _raised(error)
-        reason = "shard" if operation == "seal" else "merge"
-        return {"ok": False, "reason": reason, "message": f"{error}"}, b""
+        if operation == "seal":
+            return {"ok": False, "reason": "shard", "message": f"left a shard that cannot be used: {error}"}, b""
+        reason, paths = ("damaged", list(error.paths)) if isinstance(error, DamagedError) else ("merge", [])
+        return {"ok": False, "reason": reason, "message": str(error), "paths": paths}, b""
     except SystemExit as error:
         return {"ok": False, "reason": "error", "message": f"called sys.exit({error.code!r})"}, b""
     except BaseException as error:  # noqa: BLE001 - whatever a user's function raises is its answer

@@ -15,27 +15,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib.util
-import json
 import logging
 import os
 import shutil
-import socket
-import sys
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rose_hpc.errors import EngineError, RoseHpcError, TaskError, UsageError
-from rose_hpc.execution.pilot_resources import PilotPlan, host_environment, plan_pilot, plan_task
+from rose_hpc.execution.pilot_link import CLOSE_TIMEOUT_S, Link
+from rose_hpc.execution.pilot_resources import PilotPlan, plan_pilot, plan_task, shell_safe
 
 logger = logging.getLogger(__name__)
-
-_CLOSE_TIMEOUT_S = 30.0  # closing takes radical.pilot 4 to 15 s
-_GRACE_S = 10.0  # and this long it has when the driver has gone without closing
-_LINE_LIMIT = 2**22  # a task's two 64 KiB tails, escaped as JSON, fit
-_HERE = Path(__file__).parent
 
 
 class TaskStates:
@@ -77,7 +69,7 @@ class RadicalExecutionBackend:
         self._work_dir = str(Path.cwd())
         self._plan = plan_pilot(resources, host_cores=len(os.sched_getaffinity(0)), folder=Path.cwd())
         self._callback: Callable[[dict[str, Any], str], None] = lambda task, state: None
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._tasks: dict[str, dict[str, Any]] = {}  # our id of a task -> asyncflow's, until it is final
         self._count = 0
         self._ready: asyncio.Future[None] | None = None
@@ -97,21 +89,23 @@ class RadicalExecutionBackend:
     async def _start(self) -> RadicalExecutionBackend:
         if self._ready is not None:
             await asyncio.shield(self._ready)
+            if self._error is not None:
+                raise self._error
             return self
         self._ready = asyncio.get_running_loop().create_future()
         self.sandbox = _make_sandbox(self._plan)
         logger.info("starting a pilot on %s, sandbox %s", self._plan.resource, self.sandbox)
         try:
-            self._link = await _Link.open(self._plan, self.sandbox, self._heard)
+            self._link = await Link.open(self._plan, self.sandbox, self._heard)
             async with asyncio.timeout(self._plan.start_timeout_s):
                 await asyncio.shield(self._ready)
         except TimeoutError:
             self._fail(f"it was not active after {self._plan.start_timeout_s:g} s, only {self._state}")
         except BaseException:  # cancelled: nobody will close what has been started
-            await self._close(grace_s=0.0)
+            await self._close(self._grace_s)
             raise
         if self._error is not None:
-            await self._close(grace_s=0.0)
+            await self._close(self._grace_s)
             raise self._error
         return self
 
@@ -119,6 +113,7 @@ class RadicalExecutionBackend:
 
     def _heard(self, message: dict[str, Any] | None) -> None:
         if message is None:
+            self._state = "FAILED"
             self._fail(f"the process that runs radical.pilot ended{_last_words(self.sandbox)}")
         elif message["op"] == "state":
             self._state = message["state"]
@@ -201,7 +196,10 @@ class RadicalExecutionBackend:
         return True
 
     async def shutdown(self) -> None:
-        """End the pilot and every process of it, within 45 s; tasks that are not final are reported CANCELED."""
+        """End the pilot and every process of it; tasks that are not final are reported CANCELED.
+
+        A pilot on this machine is gone in less than a second; another one in 45 s at most.
+        """
         if self._state == "CLOSED":
             return
         ended, self._state = self._error is not None, "CLOSED"
@@ -209,9 +207,15 @@ class RadicalExecutionBackend:
         tasks, self._tasks = self._tasks, {}
         for task in tasks.values():
             self._callback(task, TaskStates.CANCELED)
-        await self._close(grace_s=0.0 if ended else _CLOSE_TIMEOUT_S)
+        await self._close(self._grace_s)
         if self._plan.sandbox is None and self.sandbox is not None and not self._failures and not ended:
             await asyncio.to_thread(shutil.rmtree, self.sandbox, ignore_errors=True)
+
+    @property
+    def _grace_s(self) -> float:
+        # What was forked here is killed at once: closing would take radical.pilot 4 to 15 s, for the same end.
+        # Elsewhere it has jobs and steps to cancel that are no processes of ours.
+        return 0.0 if self._plan.forks else CLOSE_TIMEOUT_S
 
     async def _close(self, grace_s: float) -> None:
         link, self._link = self._link, None
@@ -228,72 +232,17 @@ class RadicalExecutionBackend:
         """Part of the protocol, never called: tasks share a file system."""
 
 
-class _Link:
-    """The reaper, and the line to the host below it."""
-
-    def __init__(self, reaper: asyncio.subprocess.Process, streams: tuple[Any, asyncio.StreamWriter]) -> None:
-        self._reaper = reaper
-        self._reader, self._writer = streams
-        self._listener: asyncio.Task[None] | None = None
-
-    @classmethod
-    async def open(cls, plan: PilotPlan, sandbox: Path, heard: Callable[[dict[str, Any] | None], None]) -> _Link:
-        """Start reaper and host; ``heard`` gets each message of the host, and None at its end."""
-        ours, theirs = socket.socketpair()
-        with theirs, (sandbox / "host.log").open("ab") as log:
-            reaper = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_HERE / "pilot_reaper.py"), str(_GRACE_S), str(theirs.fileno())),
-                *(sys.executable, "-P", str(_HERE / "pilot_host.py"), str(theirs.fileno())),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=sandbox,
-                env=host_environment(plan, sandbox, os.environ),
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a Ctrl-C in the terminal is the driver's to handle
-            )
-        link = cls(reaper, await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT))
-        link._listener = asyncio.create_task(link._listen(heard))
-        fields = {**dataclasses.asdict(plan), "sandbox": str(sandbox), "user_home": str(Path.home())}
-        link.tell("start", **fields)
-        return link
-
-    async def _listen(self, heard: Callable[[dict[str, Any] | None], None]) -> None:
-        with suppress(ConnectionError):
-            while line := await self._reader.readline():
-                heard(json.loads(line))
-        heard(None)
-
-    def tell(self, op: str, **fields: Any) -> None:
-        """Send one message to the host; to one that has gone, it is lost, and ``heard`` has said so."""
-        self._writer.write(json.dumps({"op": op, **fields}).encode() + b"\n")
-
-    async def close(self, grace_s: float) -> None:
-        """Have the host close within ``grace_s``; then, or if that is 0, have all processes killed."""
-        if self._listener is not None:
-            self._listener.cancel()
-        if grace_s:
-            self.tell("close")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._reaper.wait(), grace_s)
-        if self._reaper.returncode is None:
-            with suppress(ProcessLookupError):
-                self._reaper.terminate()  # its answer is to kill everything below it
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._reaper.wait(), _CLOSE_TIMEOUT_S / 2)
-        self._writer.close()
-
-
 def _make_sandbox(plan: PilotPlan) -> Path:
-    base = plan.sandbox or Path(tempfile.mkdtemp(prefix="rose-hpc-pilot-"))
+    places = (tempfile.gettempdir(), "/tmp")  # noqa: S108 - mkdtemp makes the folder, private and unpredictable
     try:
+        base = plan.sandbox or Path(tempfile.mkdtemp(prefix="rose-hpc-pilot-", dir=next(filter(shell_safe, places))))
         if plan.sandbox is not None:
             base.mkdir(parents=True, exist_ok=True)
             base = Path(tempfile.mkdtemp(prefix="pilot-", dir=base))
         for folder in ("home", "tmp", "config", "client"):
             (base / folder).mkdir()
     except OSError as error:
-        raise UsageError(f"the pilot's sandbox {base} cannot be made: {error.strerror}") from error
+        raise UsageError(f"the pilot's sandbox {error.filename} cannot be made: {error.strerror}") from error
     return base
 
 

@@ -142,7 +142,8 @@ class Host:
     def run(self) -> None:
         """Serve the driver until it closes or goes."""
         threading.Thread(target=self._listen, daemon=True).start()
-        handlers = {"start": self._start, "submit": self._submit, "cancel": self._cancel, "ended": self._ended}
+        from_driver = {"start": self._start, "submit": self._submit, "cancel": self._cancel}
+        handlers = {**from_driver, "active": self._active, "ended": self._ended}
         while (message := self._inbox.get())["op"] != "close":
             try:
                 handlers[message["op"]](message)
@@ -184,15 +185,11 @@ class Host:
         pilot = rp.PilotManager(self._session).submit_pilots(rp.PilotDescription(description))
         self._sandbox = Path(urlsplit(str(pilot.pilot_sandbox)).path)
         pilot.register_callback(self._pilot_changed)
+        self._pilot_changed(pilot)  # it may have failed before anybody listened
         # Only now: the 2.6 s this takes pass while the pilot starts
         self._manager = rp.TaskManager(self._session)
         self._manager.register_callback(self._task_changed)
         self._manager.add_pilots(pilot)
-        pilot.wait(state=[rp.PMGR_ACTIVE, *rp.FINAL])
-        if pilot.state == rp.PMGR_ACTIVE:
-            self._tell("ready")
-        else:
-            self._ended({"state": pilot.state})
 
     def _submit(self, message: dict[str, Any]) -> None:
         descriptions = [
@@ -223,9 +220,14 @@ class Host:
                 self._inbox.put({"op": "ended", "state": pilot.state})
             else:
                 self._tell("state", state=pilot.state)
+            if pilot.state == "PMGR_ACTIVE":
+                self._inbox.put({"op": "active"})  # behind the start, which may still be under way
+
+    def _active(self, _: dict[str, Any]) -> None:
+        self._tell("ready")
 
     def _ended(self, message: dict[str, Any]) -> None:
-        if not self._final:  # once: both the wait for its start and the callback may report it
+        if not self._final:  # once: the callback comes twice
             self._final = message["state"]
             self._tell("ended", state=self._final, reason=find_cause(self._sandbox))
 

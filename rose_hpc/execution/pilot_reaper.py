@@ -1,9 +1,10 @@
-"""Runs a program and leaves none of its descendants behind: ``python pilot_reaper.py GRACE_S KEEP_FD program ...``.
+"""Leaves none of a program's descendants behind: ``python pilot_reaper.py GRACE_S DRIVER_PID KEEP_FD program ...``.
 
 radical.pilot starts some twenty processes that detach themselves from their parents, and a driver that is SIGKILLed
 can end none of them. This small process can: it is a *child subreaper*, so the kernel hands it every descendant whose
-parent has gone, whatever session or name that one has given itself, and no process of anybody else's. It watches its
-standard input, the end of a pipe held by the driver; when that ends, or the program does, it ends all of them.
+parent has gone, whatever session or name that one has given itself, and no process of anybody else's. It watches the
+driver, its parent (not a pipe from it, of which a forked child of the driver would hold the other end too); when that
+ends, or the program does, it ends all of them. SIGTERM ends them at once.
 
 Standard library only, so that it starts in a few milliseconds and stays at 10 MB. Linux.
 """
@@ -44,32 +45,31 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _reap() -> None:
-    """Collect every child that has ended, adopted ones included."""
+def _reap() -> bool:
+    """Collect every child that has ended, adopted ones included; return whether there are others."""
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
+            return False
         if pid == 0:
-            return
+            return True
 
 
 def kill_descendants(timeout_s: float = _KILL_TIMEOUT_S) -> None:
     """SIGKILL all descendants of this process until there are none, for at most ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
-    while (pids := descendants(os.getpid())) and time.monotonic() < deadline:
-        for pid in pids:
+    while _reap() and time.monotonic() < deadline:
+        for pid in descendants(os.getpid()):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         time.sleep(0.01)  # the kernel takes a moment to end and hand over what was killed
-        _reap()
 
 
 def _wait(program: int, driver: int | None, timeout_s: float | None = None) -> bool:
-    """Wait until ``program`` (a pidfd) has ended: True; or until the driver's pipe or the time has: False."""
+    """Wait until ``program`` has ended: True; or until ``driver`` or the time has: False. Both are pidfds."""
     poll = select.poll()
     poll.register(program, select.POLLIN)
     if driver is not None:
@@ -88,15 +88,18 @@ def _wait(program: int, driver: int | None, timeout_s: float | None = None) -> b
 
 def main(argv: list[str]) -> int:
     """Run the program, then end what is left of it; see the module's docstring."""
-    grace_s, keep_fd, command = float(argv[0]), int(argv[1]), argv[2:]
+    grace_s, driver_pid, keep_fd, command = float(argv[0]), int(argv[1]), int(argv[2]), argv[3:]
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         sys.stderr.write("this kernel has no child subreapers: processes may stay behind\n")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the finally below
+    driver = os.pidfd_open(os.getppid())
+    if os.getppid() != driver_pid:
+        return 1  # it went before it could be watched
     try:
         program = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(keep_fd,))
         os.close(keep_fd)  # the program's alone: its end must be seen by the driver
         pidfd = os.pidfd_open(program.pid)
-        if not _wait(pidfd, sys.stdin.fileno()):
+        if not _wait(pidfd, driver):
             _wait(pidfd, None, grace_s)  # the program has seen the driver go too, and is closing
     finally:
         kill_descendants()

@@ -6,6 +6,7 @@ Nothing here imports radical.pilot or acts on anything; :mod:`rose_hpc.execution
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import os
 import re
 import shlex
@@ -17,7 +18,6 @@ from typing import Any
 
 from rose_hpc.errors import UsageError
 
-#: What radical.pilot and its shell scripts can carry unquoted.
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9_./+-]+")
 #: Held to a rank's cores, for speed and for determinism.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -154,12 +154,17 @@ def _runtime_min(resources: Mapping[str, Any]) -> int:
     return _count(resources, "runtime")
 
 
+def shell_safe(text: str) -> bool:
+    """Return whether radical.pilot's shell scripts can carry ``text`` unquoted."""
+    return _SHELL_SAFE.fullmatch(text) is not None
+
+
 def _sandbox(resources: Mapping[str, Any], forks: bool, folder: Path) -> Path | None:
     given = resources.get("sandbox")
     if given is None and forks:
         return None
     path = Path(given).expanduser().absolute() if given is not None else folder / ".rose-hpc-pilot"
-    if not _SHELL_SAFE.fullmatch(str(path)):
+    if not shell_safe(str(path)):
         raise UsageError(
             f"radical.pilot cannot work in {str(path)!r}: the path has characters its scripts do not quote",
             hint="give 'sandbox' a folder named with letters, digits and _./+- only",
@@ -167,20 +172,27 @@ def _sandbox(resources: Mapping[str, Any], forks: bool, folder: Path) -> Path | 
     return path
 
 
+def _scripts() -> Path:
+    """Return the folder of radical.pilot's programs; it need not be this interpreter's."""
+    files = importlib.metadata.files("radical.pilot") or ()
+    found = [Path(str(file.locate())) for file in files if file.name == "radical-pilot-bridge"]
+    return Path(os.path.normpath(found[0])).parent if found else Path(sys.executable).parent
+
+
 def host_environment(plan: PilotPlan, sandbox: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment radical.pilot's own processes run in: all they write lands in ``sandbox``."""
-    scripts = str(Path(sys.executable).parent)
+    scripts = _scripts()
     changed = {
         "HOME": str(sandbox / "home"),  # PSI/J keeps its scripts in ~/.psij, with no other setting
         "TMPDIR": str(sandbox / "tmp"),  # agent configurations are left behind there
         "PWD": str(sandbox),
         "RADICAL_BASE": str(sandbox),
         "RADICAL_CONFIG_USER_DIR": str(sandbox / "config"),
-        # radical.pilot starts its parts by name: they must be this interpreter's, activated or not
+        # radical.pilot starts its parts by name: they must be the ones installed with it, activated or not
         "PATH": f"{scripts}{os.pathsep}{environ.get('PATH', os.defpath)}",
     }
-    if sys.prefix != sys.base_prefix:
-        changed["VIRTUAL_ENV"] = sys.prefix
+    if (scripts.parent / "pyvenv.cfg").exists():
+        changed["VIRTUAL_ENV"] = str(scripts.parent)
     defaults = {"RADICAL_DEFAULT_PROFILE": "FALSE", "RADICAL_DEFAULT_REPORT": "FALSE"}
     if plan.forks:
         defaults["RADICAL_DEFAULT_IFACE"] = "lo"  # its bridges have no authentication: not for the network to see
@@ -236,7 +248,7 @@ def plan_task(task: Mapping[str, Any], *, pilot: PilotPlan, environ: Mapping[str
     if any("\0" in word for word in words):
         raise UsageError(f"the command of task {name!r} has a NUL byte in it")
     label = str(asked.get("name") or name)
-    safe = label if _SHELL_SAFE.fullmatch(label) else ""
+    safe = label if shell_safe(label) else ""
     return TaskPlan(shlex.join(words), ranks, cores, gpus, int(mem_mb), use_mpi and ranks > 1, safe)
 
 

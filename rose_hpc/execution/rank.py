@@ -1,9 +1,10 @@
 """What runs beside the work, on the embedded engine once, under a pilot in every rank: a supervisor, and how it is
 started.
 
-``python -m rose_hpc.execution.rank`` serves attempts over the socket that is its standard input. With ``--once HEX`` it
-carries out the one attempt described by the JSON file whose path is HEX (hexadecimal, so that no shell on the way can
-misread it) and leaves the outcome beside it. When its driver is gone, it ends all it started, and itself.
+``python -m rose_hpc.execution.rank`` serves attempts over the socket that is its standard input. With ``--connect HEX``
+it serves the hub that wrote the file whose path is HEX (hexadecimal, so that no shell on the way can misread it). With
+``--once HEX`` it carries out the one attempt that the JSON file HEX describes, and leaves the outcome beside it. When
+its driver is gone, it ends all it started, and itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rose_hpc.rundir import HEARTBEAT_MAX_AGE_S
 log = logging.getLogger(__name__)
 
 #: a supervisor without a socket looks this often whether its driver lives
-HEARTBEAT_CHECK_S = 5.0
+HEARTBEAT_CHECK_S = 2.0
 
 
 def serve(control: socket.socket) -> None:
@@ -94,7 +95,9 @@ def _driver_lives(owner: Path, epoch: int) -> bool:
         data = json.loads(owner.read_bytes())
     except (OSError, ValueError):
         return True  # being rewritten, or the file system stutters; its age decides
-    return bool(data["epoch"] == epoch and time.time() - data["heartbeat"] < HEARTBEAT_MAX_AGE_S)
+    if data["epoch"] != epoch or data["pid"] is None:  # another driver's run by now, or nobody's
+        return False
+    return bool(time.time() - data["heartbeat"] < HEARTBEAT_MAX_AGE_S)
 
 
 def _on_sigterm(supervisor: Supervisor) -> None:
@@ -111,6 +114,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which tells us
     if arguments[:1] == ["--once"]:
         return once(Path(bytes.fromhex(arguments[1]).decode()))
+    if arguments[:1] == ["--connect"]:
+        from rose_hpc.execution import remote  # here, because the others need no ZeroMQ
+
+        remote.serve(Path(bytes.fromhex(arguments[1]).decode()))
+        return 0
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

@@ -91,6 +91,7 @@ class Supervisor:
         self.waiting: deque[Job] = deque()  # for the service
         self.path: list[str] = []
         self.done = False
+        self.after_round: Callable[[], None] = lambda: None
 
     # -- what the driver asks ------------------------------------------------------------------------------------------
 
@@ -291,6 +292,7 @@ class Supervisor:
             for key, _ in self.selector.select(None if wait == float("inf") else max(0.0, wait)):
                 if self.selector.get_map().get(key.fd) is key:  # an earlier event of this round may have ended it
                     key.data()
+            self.after_round()
             if every is not None and time.monotonic() >= next_call:
                 next_call = time.monotonic() + every_s
                 every()

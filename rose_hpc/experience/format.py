@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import h5py
 import numpy as np
 
 from rose_hpc.errors import DamagedError, FormatError, SchemaError
-from rose_hpc.experience.hdf5 import LIBVER, reading, writing
+from rose_hpc.experience.hdf5 import read_attribute, reading, write_attribute, writing
 from rose_hpc.experience.schema import (
     FLAGS,
     RESERVED,
@@ -34,8 +35,6 @@ from rose_hpc.experience.stats import STATS_FIELDS, Stats, stats_shape
 
 FORMAT = "rose_hpc.experience"
 VERSION = 1
-#: more shards than this need attributes that "earliest" cannot hold (64 KiB); 1.8's format, which 1.10 reads too, can
-_MANY_SHARDS = 4000
 #: attributes of a dataset that hold its statistics
 _STATS_ATTRIBUTES = dict(zip(STATS_FIELDS, ("count", "mean", "M2", "min", "max", "nans"), strict=True))
 #: filters that HDF5 itself brings: others are plugins, that is code found by name
@@ -47,7 +46,7 @@ _FILTERS = frozenset(
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def create(path: Path, columns: Mapping[str, Column], rows: int, *, shards: int = 1) -> dict[str, Column]:
+def create(path: Path, columns: Mapping[str, Column], rows: int) -> dict[str, Column]:
     """Make a file with space for ``rows`` rows of ``columns``; returns them with their offsets.
 
     Raises:
@@ -58,7 +57,7 @@ def create(path: Path, columns: Mapping[str, Column], rows: int, *, shards: int 
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     offsets = {}
-    with writing(path, "x", low="v108" if shards > _MANY_SHARDS else LIBVER[0]) as file:
+    with writing(path, "x") as file:
         for name, column in columns.items():
             space = h5py.h5s.create_simple((rows, *column.shape))
             kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
@@ -70,21 +69,19 @@ def create(path: Path, columns: Mapping[str, Column], rows: int, *, shards: int 
 
 def write_info(path: Path, info: ShardInfo) -> None:
     """Write everything that is said about the content into a file that has these columns."""
-    with writing(path, low="v108" if len(info.shard_names) > _MANY_SHARDS else LIBVER[0]) as file:
+    own: dict[str, Any] = {"format": FORMAT, "format_version": VERSION, "kind": info.kind, "rows": info.rows}
+    if info.kind == "bank":
+        own["shard_offsets"], own["shard_names"] = np.array(info.shard_offsets, np.int64), np.array(info.shard_names)
+    with writing(path) as file:
         for name, column in info.columns.items():
-            attributes = file[name].attrs
+            dataset = h5py.h5d.open(file.id, name.encode())
             if column.digest is not None:
-                attributes["digest"] = np.bytes_(column.digest)
+                write_attribute(dataset, "digest", column.digest)
             for field in STATS_FIELDS if column.stats else ():
-                attributes[_STATS_ATTRIBUTES[field]] = getattr(column.stats, field)
-        root = file.attrs
-        root["format"], root["format_version"], root["kind"], root["rows"] = FORMAT, VERSION, info.kind, info.rows
-        for name, value in info.attributes.items():
-            root[name] = json.dumps(value) if isinstance(value, dict) else value
-        if info.kind == "bank":
-            root["shard_offsets"] = np.array(info.shard_offsets, dtype=np.int64)
-            root.create("shard_names", list(info.shard_names), dtype=h5py.string_dtype())
-        root["checksum"] = np.bytes_(info.checksum())
+                write_attribute(dataset, _STATS_ATTRIBUTES[field], getattr(column.stats, field))
+        root = h5py.h5g.open(file.id, b"/")
+        for name, value in {**info.attributes, **own, "checksum": info.checksum()}.items():
+            write_attribute(root, name, json.dumps(value) if isinstance(value, dict) else value)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -100,84 +97,87 @@ def read_info(path: str | Path) -> ShardInfo:
     """
     path = Path(path)
     with reading(path) as file:
-        check_format(file, path)
-        columns, reasons = survey(file, path)
-        for name, reason in reasons.items():
+        _check_format(file, path)
+        found = survey(file, path)
+        for name, reason in found.reasons.items():
             raise FormatError(f"{path}: column '{name}' {reason}", hint="seal it first: rose_hpc.experience.shard.seal")
-        info = _info_of(file, path, columns)
-        if _text(file.attrs.get("checksum")) != info.checksum():
+        info = _info_of(file, path, found)
+        if read_attribute(file.id, "checksum") != info.checksum():
             raise DamagedError(f"{path} is damaged: what it says of itself has been altered", paths=[str(path)])
         return info
 
 
-def check_format(file: h5py.File, path: Path) -> None:
-    """Refuse files that are not ours, or of a later version."""
-    if _text(file.attrs.get("format")) != FORMAT:
-        hint = "if another program wrote it, seal it first: rose_hpc.experience.shard.seal"
-        raise FormatError(f"{path} is not a shard or bank", hint=hint)
-    version = file.attrs.get("format_version")
-    if not isinstance(version, np.integer) or version != VERSION:
-        raise FormatError(f"{path} has format version {version}", hint=f"this rose_hpc reads version {VERSION}")
+@dataclass(frozen=True)
+class Survey:
+    """What is in a file.
+
+    Attributes:
+        columns: in canonical order, without digests and statistics.
+        rows: the length of them all.
+        reasons: why some of them must be written anew before they can be used.
+        attributes: the plain ones that are not the format's own.
+        sealed: whether somebody has said so; :func:`read_info` checks it.
+    """
+
+    columns: dict[str, Column]
+    rows: int
+    reasons: dict[str, str]
+    attributes: dict[str, Any]
+    sealed: bool
 
 
-def survey(file: h5py.File, path: Path) -> tuple[dict[str, Column], dict[str, str]]:
-    """The columns of a file in canonical order, without digests, and why some of them must be rewritten before use.
+def survey(file: h5py.File, path: Path) -> Survey:
+    """Look at everything in a file.
 
     Raises:
         FormatError: for anything that the format refuses.
-        SchemaError: for a dtype or shape that no column has.
+        SchemaError: for a dtype or shape that no column has, or for columns of different lengths.
         DamagedError: for a column that reaches beyond the end of the file.
     """
-    columns, reasons, size = {}, {}, path.stat().st_size
+    columns, lengths, reasons, size = {}, {}, {}, path.stat().st_size
     for encoded in file.id:
-        name = encoded.decode(errors="replace")
+        name = encoded.decode()
         check_name(name)
         if file.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
             raise FormatError(f"{path}: '{name}' is a link", hint="store the data itself")
         if h5py.h5o.get_info(file.id, encoded).type != h5py.h5o.TYPE_DATASET:
-            raise FormatError(
-                f"{path}: '{name}' is not a dataset", hint="columns are datasets at the root, without groups"
-            )
+            raise FormatError(f"{path}: '{name}' is not a dataset", hint="columns are datasets at the root")
         dataset = h5py.h5d.open(file.id, encoded)
         reason = _storage_of(dataset, f"{path}: column '{name}'")
-        column = _column_of(dataset, name, path)
-        rows = dataset.shape[0]
+        column = columns[name] = _column_of(dataset, name, path)
+        rows = lengths[name] = int(dataset.shape[0])
         if not reason and rows and column.offset + rows * column.row_bytes > size:
             raise DamagedError(f"{path} is damaged: column '{name}' reaches beyond its end", paths=[str(path)])
-        columns[name] = column
         if reason := reason or _dtype_reason(name, column):
             reasons[name] = reason
-    return in_order(columns), reasons
-
-
-def rows_of(file: h5py.File, columns: Mapping[str, Column], path: Path) -> int:
-    """The one length of all columns; 0 without any.
-
-    Raises:
-        SchemaError: when they differ.
-    """
-    lengths = {name: int(file[name].shape[0]) for name in columns}
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
-        raise SchemaError(
-            f"{path}: columns of different lengths: {text}", hint="all columns have one row per transition"
-        )
-    return next(iter(lengths.values()), 0)
+        raise SchemaError(f"{path}: columns of different lengths: {text}", hint="give each one row per transition")
+    sealed = h5py.h5a.exists(file.id, b"checksum")
+    attributes = _attributes_of(file, heaps=not sealed)
+    return Survey(in_order(columns), next(iter(lengths.values()), 0), reasons, attributes, sealed)
 
 
-def attributes_of(file: h5py.File) -> dict[str, Any]:
-    """The plain attributes of a file that are not the format's own."""
-    result = {}
-    for name in file.attrs:
-        if name in RESERVED:
-            continue
-        value = file.attrs[name]
-        value = value.item() if isinstance(value, np.generic) else value
-        value = _text(value) if isinstance(value, bytes) else value
-        if name == "parameters":
-            value = json.loads(value)
-        if isinstance(value, str | int | float | bool | dict):
+def _check_format(file: h5py.File, path: Path) -> None:
+    """Refuse files that are not ours, or of a later version."""
+    if read_attribute(file.id, "format") != FORMAT:
+        hint = "if another program wrote it, seal it first: rose_hpc.experience.shard.seal"
+        raise FormatError(f"{path} is not a shard or bank", hint=hint)
+    version = read_attribute(file.id, "format_version")
+    if version != VERSION:
+        raise FormatError(f"{path} has format version {version}", hint=f"this rose_hpc reads version {VERSION}")
+
+
+def _attributes_of(file: h5py.File, *, heaps: bool) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for number in range(h5py.h5a.get_num_attrs(file.id)):
+        name = h5py.h5a.open(file.id, index=number).name.decode()
+        value = None if name in RESERVED else read_attribute(file.id, name, heaps=heaps)
+        if isinstance(value, str | int | float | bool):
             result[name] = value
+    parameters = result.get("parameters")
+    if isinstance(parameters, str) and parameters.startswith("{"):
+        result["parameters"] = json.loads(parameters)
     return result
 
 
@@ -203,7 +203,8 @@ def _column_of(dataset: h5py.h5d.DatasetID, name: str, path: Path) -> Column:
         raise SchemaError(f"{where} is neither numeric nor bool", hint="store it as numbers")
     dtype = kind.dtype
     check_dtype(name, dtype)
-    if not kind.equal(h5py.h5t.py_create(dtype, logical=True)):
+    is_foreign = kind.get_class() == h5py.h5t.ENUM and dtype != np.bool_
+    if is_foreign or not kind.equal(h5py.h5t.py_create(dtype, logical=True)):
         raise SchemaError(f"{where} has a number type of its own", hint="use a standard integer or IEEE float type")
     if not dataset.shape or not all(dataset.shape[1:]):
         raise SchemaError(f"{where} has shape {dataset.shape}", hint="the first axis is rows, and a row has an element")
@@ -218,35 +219,32 @@ def _dtype_reason(name: str, column: Column) -> str | None:
     return None
 
 
-def _info_of(file: h5py.File, path: Path, columns: dict[str, Column]) -> ShardInfo:
-    rows, root = rows_of(file, columns, path), file.attrs
-    digests = {name: _text(file[name].attrs.get("digest")) for name in columns}
-    stats = {name: _stats_of(file[name].attrs, column) for name, column in columns.items()}
-    is_bank = _text(root.get("kind")) == "bank"
-    offsets = tuple(np.asarray(root["shard_offsets"], dtype=np.int64).tolist()) if is_bank else (0, rows)
-    names = tuple(map(str, root["shard_names"])) if is_bank else (path.stem,)
-    if len(offsets) != len(names) + 1 or offsets[-1] != rows or list(offsets) != sorted(offsets) or offsets[0]:
-        raise FormatError(f"{path}: its shard_offsets do not fit its {rows} rows and {len(names)} shards")
+def _info_of(file: h5py.File, path: Path, found: Survey) -> ShardInfo:
+    digests, stats = {}, {}
+    for name, column in found.columns.items():
+        dataset = h5py.h5d.open(file.id, name.encode())
+        digests[name], stats[name] = read_attribute(dataset, "digest"), _stats_of(dataset, column)
+    kind, rows, offsets, names = read_attribute(file.id, "kind"), found.rows, (0, found.rows), (path.stem,)
+    if kind == "bank":
+        offsets = tuple(np.asarray(read_attribute(file.id, "shard_offsets"), dtype=np.int64).tolist())
+        names = tuple(np.asarray(read_attribute(file.id, "shard_names")).tolist())
+    fit = len(offsets) == len(names) + 1 and (offsets[0], offsets[-1]) == (0, rows) and list(offsets) == sorted(offsets)
+    if kind not in ("shard", "bank") or read_attribute(file.id, "rows") != rows or not fit:
+        raise DamagedError(f"{path} is damaged: its attributes do not fit its columns", paths=[str(path)])
     return ShardInfo(
         path=path,
-        kind="bank" if is_bank else "shard",
+        kind=kind,
         rows=rows,
         bytes=path.stat().st_size,
-        columns=renamed(columns, digest=digests, stats=stats),
-        attributes=attributes_of(file),
+        columns=renamed(found.columns, digest=digests, stats=stats),
+        attributes=found.attributes,
         shard_offsets=offsets,
         shard_names=names,
     )
 
 
-def _stats_of(attributes: h5py.AttributeManager, column: Column) -> Stats | None:
-    if "count" not in attributes:
+def _stats_of(dataset: h5py.h5d.DatasetID, column: Column) -> Stats | None:
+    arrays = [read_attribute(dataset, name) for name in _STATS_ATTRIBUTES.values()]
+    if any(array is None for array in arrays):
         return None
-    arrays = (np.asarray(attributes[name], dtype=np.float64) for name in _STATS_ATTRIBUTES.values())
-    return Stats(*(array.reshape(stats_shape(column.shape)) for array in arrays))
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):  # np.bytes_ too
-        return value.decode(errors="replace")
-    return value if isinstance(value, str) else None
+    return Stats(*(np.asarray(array, dtype=np.float64).reshape(stats_shape(column.shape)) for array in arrays))

@@ -56,7 +56,7 @@ def merge_shards(
         raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
     plan = plan_spans(shards)
     with publishing(bank, fsync=fsync) as scratch:
-        columns = create(scratch, plan.columns, plan.rows, shards=len(shards))
+        columns = create(scratch, plan.columns, plan.rows)
         with opened(scratch, os.O_RDWR) as fd:
             copying = _Copying(shards, columns, fd, verify)
             columns = renamed(columns, digest=_copy(copying, plan, workers or _default_workers(plan)))

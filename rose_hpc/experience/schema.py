@@ -123,7 +123,7 @@ class ShardInfo:
         facts = [self.kind, self.rows, known, self.shard_offsets, self.shard_names if self.kind == "bank" else ()]
         total = xxhash.xxh3_128()
         for name, column in sorted(self.columns.items()):
-            facts.append([name, column.dtype, column.shape, column.digest])
+            facts.append([name, column.dtype, column.shape, column.offset, column.digest])
             for array in column.stats.arrays() if column.stats else ():
                 total.update(array.tobytes())
         total.update(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
@@ -223,6 +223,8 @@ def plain_attributes(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
                 raise SchemaError(f"attribute 'parameters' cannot be JSON: {error}") from error
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise SchemaError(f"attribute '{name}' is an integer beyond 64 bits", hint="store it as text")
+        elif isinstance(value, str) and "\0" in value:
+            raise SchemaError(f"attribute '{name}' has a null character", hint="use printable text")
         elif isinstance(value, Plain):
             result[name] = value
         elif value is not None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +17,7 @@ from rose_hpc.errors import ExperienceError, SchemaError
 from rose_hpc.experience.buffers import ColumnBuffer, Store
 from rose_hpc.experience.cells import Cell
 from rose_hpc.experience.files import fsync_path, opened, publishing
-from rose_hpc.experience.format import attributes_of, create, read_info, rows_of, survey, write_info
+from rose_hpc.experience.format import Survey, create, read_info, survey, write_info
 from rose_hpc.experience.hdf5 import reading
 from rose_hpc.experience.scan import scan
 from rose_hpc.experience.schema import SINGULAR, Column, ShardInfo, in_order, plain_attributes
@@ -125,8 +124,7 @@ class ShardWriter:
                 digest, stream = self._buffers[name].finish()
                 columns[name] = replace(cell.column(), digest=digest, stats=stream.stats)
             with publishing(self.path, fsync=self._fsync) as scratch:
-                self._write(scratch, in_order(columns))
-            return read_info(self.path)
+                return self._write(scratch, in_order(columns))
         finally:
             self.abort()
 
@@ -188,14 +186,17 @@ class ShardWriter:
             self._flushed += self._staged
             self._staged = 0
 
-    def _write(self, scratch: Path, columns: dict[str, Column]) -> None:
+    def _write(self, scratch: Path, columns: dict[str, Column]) -> ShardInfo:
         columns = create(scratch, columns, self.rows)
         with opened(scratch, os.O_WRONLY) as fd:
             for name, column in columns.items():
                 at = column.offset
                 for piece in self._buffers[name].pieces:
                     at += self._store.write(piece, fd, at)
-        write_info(scratch, ShardInfo(scratch, "shard", self.rows, 0, columns, self._attributes, (0, self.rows)))
+        rows, names = self.rows, (self.path.stem,)
+        info = ShardInfo(self.path, "shard", rows, 0, columns, self._attributes, (0, rows), names)
+        write_info(scratch, info)
+        return replace(info, bytes=scratch.stat().st_size)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -221,37 +222,30 @@ def seal(path: str | Path, *, attributes: Mapping[str, Any] | None = None, fsync
     """
     path, new = Path(path), plain_attributes(attributes)
     with reading(path) as file:
-        sealed = "checksum" in file.attrs
-        columns, reasons = survey(file, path)
-        rows, old = rows_of(file, columns, path), attributes_of(file)
-    if sealed:
+        found = survey(file, path)
+    if found.sealed:
         info = read_info(path)
         if not new.items() <= info.attributes.items():
             write_info(path, replace(info, attributes=info.attributes | new))
-    elif reasons:
-        return _rewrite(path, columns, rows, old | new, fsync)
+    elif found.reasons:
+        return _rewrite(path, found, found.attributes | new, fsync)
     else:
-        scanned = scan(path, columns, rows)
-        write_info(path, ShardInfo(path, "shard", rows, 0, scanned, old | new, (0, rows)))
+        scanned = scan(path, found.columns, found.rows)
+        known = found.attributes | new
+        write_info(path, ShardInfo(path, "shard", found.rows, 0, scanned, known, (0, found.rows)))
     if fsync:
         fsync_path(path)
     return read_info(path)
 
 
-def _rewrite(
-    path: Path, columns: Mapping[str, Column], rows: int, attributes: Mapping[str, Any], fsync: bool
-) -> ShardInfo:
+def _rewrite(path: Path, found: Survey, attributes: Mapping[str, Any], fsync: bool) -> ShardInfo:
     """Write the file anew through the writer, which makes the columns what they should be."""
-    row_bytes = sum(column.row_bytes for column in columns.values())
+    row_bytes = sum(column.row_bytes for column in found.columns.values())
     free = shutil.disk_usage(path.parent).free
-    if rows * row_bytes > free:  # a compressed file may claim any size
-        raise ExperienceError(f"cannot write {path} anew: it needs {rows * row_bytes} bytes, and {free} are free")
+    if found.rows * row_bytes > free:  # a compressed file may claim any size
+        raise ExperienceError(f"cannot write {path} anew: it needs {found.rows * row_bytes} bytes, and {free} are free")
+    step = max(1, _COPY_BYTES // row_bytes)
     with ShardWriter(path, attributes=attributes, fsync=fsync) as writer, reading(path) as file:
-        for part in _portions(file, columns, rows, max(1, _COPY_BYTES // row_bytes)):
-            writer.extend(**part)
+        for start in range(0, max(found.rows, 1), step):
+            writer.extend(**{name: file[name][start : start + step] for name in found.columns})
     return read_info(path)
-
-
-def _portions(file: h5py.File, columns: Mapping[str, Column], rows: int, step: int) -> Iterator[dict[str, Any]]:
-    for start in range(0, max(rows, 1), step):
-        yield {name: file[name][start : start + step] for name in columns}

@@ -95,13 +95,12 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         from rich.live import Live
 
-        self._console = console
-        self._live = Live(get_renderable=self.render, console=console, refresh_per_second=8, transient=True)
         self._progress = Progress()
-        self._stage = ""
         self._begun: dict[str, float] = {}
         self._seconds: dict[str, float] = {}  # how long each environment took the last time
         self._lines = Lines()
+        # last, because it asks for what to show at once
+        self._live = Live(get_renderable=self.render, console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> LiveView:
         self._live.start()
@@ -112,7 +111,6 @@ class LiveView:
 
     def started(self, iteration: int, stage: str, environment: str) -> None:
         """A rank or stage began."""
-        self._stage = stage
         self._begun[environment or stage] = time.monotonic()
 
     def recorded(self, record: Mapping[str, Any], progress: Progress) -> None:

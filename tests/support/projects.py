@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,71 @@ def processes_of(path: Path) -> list[int]:
         if str(path).encode() in text and state != "Z" and int(entry.name) != os.getpid():
             found.append(int(entry.name))
     return found
+
+
+#: scripts without numpy, which are quick to start; the check prints its iteration + 1
+LIGHT = {
+    "environment": "import os; print('collected', os.environ['ROSE_HPC_ITERATION'])",
+    "update": """
+        import os, pathlib
+        file = pathlib.Path(os.environ["ROSE_HPC_STATE"], "trace")
+        before = file.read_text() if file.exists() else ""
+        file.write_text(before + os.environ["ROSE_HPC_SEED"] + " ")
+        pathlib.Path(os.environ["ROSE_HPC_POLICY"], "weights").write_text(os.environ["ROSE_HPC_ITERATION"])
+    """,
+    "check": "import os; print(int(os.environ['ROSE_HPC_ITERATION']) + 1)",
+    "config": """
+        name = "light"
+        seed = 1
+        [environments]
+        command = "{python} -S environment.py"
+        shard = false
+        [update]
+        command = "{python} -S update.py"
+        [check]
+        command = "{python} -S check.py"
+        threshold = 1.5
+        [loop]
+        max_iterations = 9
+    """,
+}
+
+
+def start(*arguments: object, cwd: Path, program: str | None = None, **env: str) -> subprocess.Popen[str]:
+    """The command line (or a Python ``program``) in a process group of its own, as a terminal's job is."""
+    return subprocess.Popen(
+        [sys.executable, *([program] if program else ["-m", "rose_hpc"]), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """The first true answer of ``what``; an error when there is none in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            answer = what()
+        except (OSError, ValueError):  # not there yet, or half written
+            answer = None
+        if answer:
+            return answer
+        time.sleep(0.01)
+    raise TimeoutError(f"nothing came of {what} in {seconds} s")
+
+
+def run_program(program: Path, *arguments: object, timeout: float = 90, **env: str) -> subprocess.CompletedProcess[str]:
+    """A Python program run by its user, in its own folder."""
+    return subprocess.run(
+        [sys.executable, program.name, *map(str, arguments)],
+        cwd=program.parent,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

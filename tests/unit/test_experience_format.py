@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,7 +14,10 @@ import pytest
 
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, SchemaError
 from rose_hpc.experience import shard as shard_module
+from rose_hpc.experience.bank import ExperienceBank
 from rose_hpc.experience.format import read_info
+from rose_hpc.experience.hdf5 import write_attribute
+from rose_hpc.experience.schema import renamed
 from rose_hpc.experience.shard import ShardWriter, seal
 
 COLUMNS = {
@@ -44,8 +47,12 @@ def plain(path: Path, **options: object) -> Path:
 # -- sealing -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"chunks": (7,)}, {"chunks": (64,), "compression": "gzip"}, {"maxshape": (None,)}])
-def test_a_plain_file_becomes_the_shard_our_writer_makes(tmp_path: Path, ours: Path, options: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"chunks": (7,)}, {"chunks": (64,), "compression": "gzip"}, {"maxshape": (None,)}]
+)
+def test_a_plain_file_becomes_the_shard_our_writer_makes(
+    tmp_path: Path, ours: Path, options: dict[str, object]
+) -> None:
     """A file from plain HDF5, contiguous, chunked or compressed, is sealed to the writer's digests and statistics."""
     path = tmp_path / "theirs.h5"
     with h5py.File(path, "w") as file:
@@ -63,7 +70,7 @@ def test_a_plain_file_becomes_the_shard_our_writer_makes(tmp_path: Path, ours: P
     for name in COLUMNS:
         assert info.columns[name].stats == expected.columns[name].stats
     assert info.attributes == {"environment": "env_1", "seed": 3, "note": "kept"}
-    assert sorted(os.listdir(tmp_path)) == ["ours.h5", "theirs.h5"]
+    assert {file.name for file in tmp_path.iterdir()} == {"ours.h5", "theirs.h5"}
 
 
 def test_sealing_makes_rewards_floating_and_flags_bool(tmp_path: Path) -> None:
@@ -73,7 +80,10 @@ def test_sealing_makes_rewards_floating_and_flags_bool(tmp_path: Path) -> None:
         file["rewards"] = np.array([1, -2], np.int32)
         file["truncations"] = np.array([0, 1], np.uint8)
     info = seal(path)
-    assert {name: column.dtype for name, column in info.columns.items()} == {"rewards": "float64", "truncations": "bool"}
+    assert {name: column.dtype for name, column in info.columns.items()} == {
+        "rewards": "float64",
+        "truncations": "bool",
+    }
     with h5py.File(path, "r") as file:
         assert file["rewards"][:].tolist() == [1.0, -2.0]
     with h5py.File(path, "w") as file:
@@ -83,7 +93,7 @@ def test_sealing_makes_rewards_floating_and_flags_bool(tmp_path: Path) -> None:
 
 
 def test_sealing_a_shard_again_changes_only_attributes(ours: Path) -> None:
-    """Sealing what is sealed keeps its digest, adds and replaces attributes, and leaves the file alone without new ones."""
+    """Sealing what is sealed keeps its digest, adds and replaces attributes, and otherwise leaves the file alone."""
     before = read_info(ours)
     seal(ours, attributes={"seed": 1})
     info = seal(ours, attributes={"seed": 2, "run": "r", "parameters": {"epsilon": 0.5}})
@@ -120,7 +130,7 @@ def test_a_failed_rewrite_leaves_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ExperienceError, match="No space left"):
         seal(path)
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.h5"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.h5"]
 
 
 # -- refusing ----------------------------------------------------------------------------------------------------------
@@ -219,7 +229,8 @@ def test_hostile_and_foreign_content_is_refused_by_name(
     with pytest.raises(error, match=text):
         seal(path)
     with h5py.File(path, "r+") as file:
-        file.attrs["format"], file.attrs["format_version"] = "rose_hpc.experience", 1
+        write_attribute(file.id, "format", "rose_hpc.experience")
+        file.attrs["format_version"] = 1
     with pytest.raises(error, match=text):
         read_info(path)
 
@@ -288,16 +299,19 @@ def test_flipped_bits_in_a_header_are_refused_or_change_nothing(ours: Path) -> N
     assert int(result.stdout) > 100
 
 
-def test_a_column_beyond_the_end_of_the_file_is_damaged(tmp_path: Path) -> None:
-    """A header that declares more rows than the file has bytes for is refused before anything is mapped."""
+def test_a_header_that_declares_too_much_is_damaged(tmp_path: Path) -> None:
+    """More rows than the file has bytes for are refused when it is sealed, and once more before it is mapped."""
     path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        file["actions"] = np.zeros(1000)
+    rows, more = (np.uint64(count).tobytes() for count in (1000, 65_000))
+    assert rows in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(rows, more))
+    with pytest.raises(DamagedError):
+        seal(path)
     with ShardWriter(path, fsync=False) as shard:
         shard.extend(actions=np.arange(1000))
-    # 1,000 rows in the dataspace message become 65,000: the mapping would reach far beyond the end
-    declared, larger = (np.array([rows, rows], "<u8").tobytes() for rows in (1000, 65000))
-    data = path.read_bytes()
-    single = declared[:8]
-    assert data.count(single) >= 1
-    path.write_bytes(data.replace(declared, larger).replace(single, larger[:8]))
-    with pytest.raises(DamagedError):
-        read_info(path)
+    info = read_info(path)
+    for wrong in (replace(info, rows=65_000), replace(info, columns=renamed(info.columns, offset={"actions": 2**40}))):
+        with pytest.raises(DamagedError, match="beyond its end"):
+            ExperienceBank([wrong])

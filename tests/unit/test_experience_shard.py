@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def columns_of(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_transitions_come_back_under_gymnasiums_plural_names(tmp_path: Path) -> None:
-    """A transition appended with singular names is read by plain h5py as rows of the plural columns, in these dtypes."""
+    """A transition appended with singular names is read by plain h5py as rows of plural columns, in these dtypes."""
     with ShardWriter(tmp_path / "a.h5") as shard:
         for _ in range(3):
             shard.append(**TRANSITION)
@@ -122,7 +122,7 @@ def test_digest_and_statistics_depend_on_content_alone(
         shard.extend(values=array, rewards=np.arange(len(array)))
     with ShardWriter(tmp_path / "parts.h5", fsync=False) as shard:
         edges = [0, *sorted(min(cut, len(array)) for cut in cuts), len(array)]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             rows = range(start, stop)
             if single:
                 for row in rows:
@@ -146,7 +146,7 @@ def test_other_content_has_another_digest(tmp_path: Path) -> None:
 
 
 def test_more_than_memory_holds_goes_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard larger than the memory allowed has the same content as one that was kept in memory, and leaves no file."""
+    """A shard larger than the memory allowed has the content of one that was kept in memory, and leaves no file."""
     rows = np.random.default_rng(0).random((50_000, 8))
     with ShardWriter(tmp_path / "memory.h5", fsync=False) as shard:
         shard.extend(values=rows)
@@ -156,7 +156,7 @@ def test_more_than_memory_holds_goes_to_disk(tmp_path: Path, monkeypatch: pytest
         assert shard._store._end > 1_000_000
     assert read_info(tmp_path / "disk.h5").digest == read_info(tmp_path / "memory.h5").digest
     assert np.array_equal(columns_of(tmp_path / "disk.h5")["values"], rows)
-    assert sorted(os.listdir(tmp_path)) == ["disk.h5", "memory.h5"]
+    assert {file.name for file in tmp_path.iterdir()} == {"disk.h5", "memory.h5"}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_more_than_memory_holds_goes_to_disk(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_a_row_that_does_not_fit_is_refused_by_name(tmp_path: Path, later: dict[str, Any], names: list[str]) -> None:
-    """A later row of another dtype, shape or set of columns is a SchemaError that names column and both; it is not added."""
+    """A later row of another dtype, shape or set of columns is a SchemaError that names column and both."""
     with ShardWriter(tmp_path / "a.h5", fsync=False) as shard:
         shard.append(**TRANSITION)
         with pytest.raises(SchemaError) as caught:
@@ -234,11 +234,12 @@ def test_names_that_no_column_can_have_are_refused(tmp_path: Path, name: str) ->
 def test_an_exception_in_the_block_publishes_nothing(tmp_path: Path) -> None:
     """When the block raises, no file appears, an older shard of that name stays, and the exception passes through."""
     (tmp_path / "a.h5").write_text("older")
-    with pytest.raises(ZeroDivisionError), ShardWriter(tmp_path / "a.h5") as shard:
-        shard.append(**TRANSITION)
+    shard = ShardWriter(tmp_path / "a.h5")
+    shard.append(**TRANSITION)
+    with pytest.raises(ZeroDivisionError), shard:
         _ = 1 / 0
     assert (tmp_path / "a.h5").read_text() == "older"
-    assert os.listdir(tmp_path) == ["a.h5"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.h5"]
 
 
 def test_nothing_is_visible_before_the_block_ends(tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ def test_nothing_is_visible_before_the_block_ends(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a.h5") as shard:
         shard.extend(actions=np.arange(100_000))
         assert not (tmp_path / "a.h5").exists()
-    assert os.listdir(tmp_path) == ["a.h5"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.h5"]
 
 
 def test_a_closed_writer_takes_no_more_rows(tmp_path: Path) -> None:
@@ -254,6 +255,7 @@ def test_a_closed_writer_takes_no_more_rows(tmp_path: Path) -> None:
     shard = ShardWriter(tmp_path / "a.h5")
     shard.append(**TRANSITION)
     info = shard.close()
+    assert info == read_info(tmp_path / "a.h5")
     assert (info.rows, info.kind) == (1, "shard")
     with pytest.raises(ExperienceError, match="closed"):
         shard.append(**TRANSITION)
@@ -275,7 +277,7 @@ def test_a_shard_without_rows_is_valid(tmp_path: Path, columns: dict[str, np.nda
 
 
 def test_attributes_and_statistics_come_back(tmp_path: Path) -> None:
-    """What is known of a shard survives the file and a JSON message; NaN rewards are counted and left out of the rest."""
+    """What is known of a shard survives file and JSON; NaN rewards are counted and left out of the rest."""
     attributes = {"run": "r-1", "iteration": 3, "environment": "env_1", "seed": 7, "parameters": {"epsilon": 0.1}}
     with ShardWriter(tmp_path / "a.h5", attributes={**attributes, "note": None}) as shard:
         shard.extend(rewards=[1.0, np.nan, 3.0, np.inf], actions=[[1, 2], [3, 4], [5, 6], [7, 9]])
@@ -291,7 +293,9 @@ def test_attributes_and_statistics_come_back(tmp_path: Path) -> None:
     assert ShardInfo.from_json(json.loads(json.dumps(info.to_json(), allow_nan=False))) == info
 
 
-@pytest.mark.parametrize("attributes", [{"run": object()}, {"parameters": {"x": object()}}, {"kind": "x"}, {"seed": 2**70}])
+@pytest.mark.parametrize(
+    "attributes", [{"run": object()}, {"parameters": {"x": object()}}, {"kind": "x"}, {"seed": 2**70}]
+)
 def test_attributes_that_are_not_plain_are_refused(tmp_path: Path, attributes: dict[str, Any]) -> None:
     """An attribute that HDF5 and JSON cannot hold, or that is the format's own, is refused before a row is written."""
     with pytest.raises(SchemaError, match=next(iter(attributes))):
@@ -305,12 +309,12 @@ def test_a_folder_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
 
 
 def test_the_file_has_what_hdf5_1_10_can_read(tmp_path: Path) -> None:
-    """Columns are contiguous, unfiltered datasets at the root, in the oldest file format, with data where the header says."""
+    """Columns are contiguous, unfiltered datasets at the root, in HDF5 1.8's file format, where the header says."""
     with ShardWriter(tmp_path / "a.h5") as shard:
         shard.append(**TRANSITION)
     info = read_info(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "r") as file:
-        assert file.id.get_create_plist().get_version()[0] == 0  # superblock 0: HDF5 1.0 and later
+        assert file.id.get_create_plist().get_version()[0] == 2  # the superblock of HDF5 1.8 to 1.10
         for name, column in info.columns.items():
             assert file[name].chunks is None
             assert file[name].id.get_offset() == column.offset

@@ -1,0 +1,175 @@
+"""The driver's end of supervisors on other nodes: one authenticated, encrypted ZeroMQ socket they all connect to.
+
+CURVE keys are made for every driver anew and lie in one file of mode 0600; a supervisor proves that it could read it.
+Only plain data and, over this channel alone, pickled functions and values travel. A driver that dies is noticed by the
+supervisors' own connections; a supervisor that dies or hangs, or whose node is lost, is noticed here by its silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from zmq.auth.asyncio import AsyncioAuthenticator
+
+from rose_hpc.execution.client import Client
+
+log = logging.getLogger(__name__)
+
+#: a supervisor says that it lives this often, and is lost after so long a silence
+BEAT_S = 2.0
+SILENCE_S = 20.0
+
+
+class RemoteClient(Client):
+    """One supervisor, as the hub knows it."""
+
+    def __init__(self, hub: Hub, identity: bytes, node: str, cores: int) -> None:
+        super().__init__()
+        self.identity = identity
+        self.node = node
+        self.cores = cores
+        self.heard = time.monotonic()
+        self._hub = hub
+
+    async def _send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
+        await self._hub.send(self.identity, message, payload)
+
+
+class Hub:
+    """Accepts supervisors; tells of each that joins or is lost.
+
+    Args:
+        keys: the file (made with mode 0600, removed by :meth:`close`) from which supervisors learn where to connect.
+        joined: called with every new supervisor.
+        lost: called with every one that is gone, and why.
+    """
+
+    def __init__(
+        self, keys: Path, joined: Callable[[RemoteClient], None], lost: Callable[[RemoteClient, str], None]
+    ) -> None:
+        self.keys = keys
+        self.clients: dict[bytes, RemoteClient] = {}
+        self._joined = joined
+        self._lost = lost
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._authenticator: AsyncioAuthenticator | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, facts: Mapping[str, Any]) -> None:
+        """Listen, and write the keys' file; ``facts`` (plain data) go into it for the supervisors."""
+        server_public, server_secret = zmq.curve_keypair()
+        client_public, client_secret = zmq.curve_keypair()
+        self._authenticator = AsyncioAuthenticator(self._context)
+        self._authenticator.start()
+        self._authenticator.configure_curve_callback(credentials_provider=_Only(client_public))
+        router = self._context.socket(zmq.ROUTER)
+        router.linger = 0
+        router.curve_server = True
+        router.curve_secretkey, router.curve_publickey = server_secret, server_public
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
+        port = router.bind_to_random_port("tcp://*")
+        self._socket = router
+        secret = {
+            "endpoints": [f"tcp://{address}:{port}" for address in _addresses()],
+            "server": server_public.decode(),
+            "public": client_public.decode(),
+            "secret": client_secret.decode(),
+            **facts,
+        }
+        fd = os.open(self.keys, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(secret, file)
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
+
+    async def send(self, identity: bytes, message: Mapping[str, Any], payload: bytes) -> None:
+        """To one supervisor; one that is gone is found by its silence."""
+        if self._socket is not None:
+            try:
+                await self._socket.send_multipart([identity, json.dumps(message).encode(), payload])
+            except zmq.ZMQError as error:
+                log.warning("a message to %s was not sent: %s", identity.decode(errors="replace"), error)
+
+    async def _listen(self) -> None:
+        assert self._socket is not None  # noqa: S101 - start() made it
+        while True:
+            identity, body, payload = await self._socket.recv_multipart()
+            message = json.loads(body)
+            client = self.clients.get(identity)
+            if message["op"] == "join" and client is None:
+                client = RemoteClient(self, identity, str(message["node"]), int(message["cores"]))
+                self.clients[identity] = client
+                await self.send(identity, {"op": "welcome"}, b"")
+                self._joined(client)
+            elif client is None:
+                continue  # it was given up for lost; it will find out that nobody answers
+            client.heard = time.monotonic()
+            if message["op"] not in ("join", "beat"):
+                client.handle(message, payload)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(0)  # if the loop was busy for long, hear first what has come meanwhile
+            now = time.monotonic()
+            for client in [c for c in self.clients.values() if now - c.heard > SILENCE_S]:
+                self.forget(client, f"node {client.node} has not been heard of for {SILENCE_S:g} s")
+
+    def forget(self, client: RemoteClient, why: str) -> None:
+        """Give a supervisor up: whoever waits for it is told."""
+        if self.clients.pop(client.identity, None) is not None:
+            client.lose(why)
+            self._lost(client, why)
+
+    async def close(self) -> None:
+        """Tell every supervisor to end, and stop listening; idempotent."""
+        for client in list(self.clients.values()):
+            await self.send(client.identity, {"op": "end"}, b"")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in list(self.clients.values()):
+            client.lose("the engine was shut down")
+        self.clients.clear()
+        if self._socket is not None:
+            self._socket.close(linger=500)
+            self._socket = None
+        if self._authenticator is not None:
+            self._authenticator.stop()
+            self._authenticator = None
+        self._context.term()
+        self.keys.unlink(missing_ok=True)
+
+
+class _Only:
+    """A credentials provider that knows one key."""
+
+    def __init__(self, public: bytes) -> None:
+        self._key = public
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Whether the peer has the key (both as Z85 text)."""
+        del domain
+        return hmac.compare_digest(key, self._key)
+
+
+def _addresses() -> list[str]:
+    """Where this host may be reached, the likeliest first."""
+    names = [socket.gethostname()]
+    with suppress(OSError):
+        names += [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
+    return list(dict.fromkeys([*names, "127.0.0.1"]))

@@ -1,0 +1,117 @@
+"""A supervisor on another node than its driver: it connects to the driver's hub, and ends when the hub is gone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from rose_hpc.execution.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+#: how long the hub may take to answer at one address before the next is tried
+WELCOME_S = 10.0
+#: how long a broken connection may take to come back before the driver counts as dead
+RECONNECT_S = 10.0
+
+
+class Link:
+    """The supervisor's end of the connection.
+
+    Args:
+        keys: the file the hub wrote.
+        node: this host's name.
+
+    Raises:
+        ConnectionError: no address of the hub answers.
+    """
+
+    def __init__(self, keys: Path, node: str) -> None:
+        self.facts: dict[str, Any] = json.loads(keys.read_bytes())
+        self.broken_at: float | None = None
+        self._context = zmq.Context()
+        self._identity = f"{node}.{os.getpid()}.{uuid.uuid4().hex[:8]}".encode()
+        join = {"op": "join", "node": node, "cores": self.facts["cores_per_node"]}
+        for endpoint in self.facts["endpoints"]:
+            self._open(endpoint)
+            self.send(join)
+            if self.socket.poll(int(WELCOME_S * 1000)):
+                return
+            self.socket.close(linger=0)
+        raise ConnectionError(f"the driver answers at none of {', '.join(self.facts['endpoints'])}")
+
+    def _open(self, endpoint: str) -> None:
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.identity = self._identity
+        self.socket.linger = 1000
+        self.socket.curve_serverkey = self.facts["server"].encode()
+        self.socket.curve_publickey = self.facts["public"].encode()
+        self.socket.curve_secretkey = self.facts["secret"].encode()
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self.socket.connect(endpoint)
+
+    @property
+    def fd(self) -> int:
+        """What to wait for; it tells of an edge, so look whether there is more after everything that was done."""
+        return int(self.socket.getsockopt(zmq.FD))
+
+    def send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
+        """To the driver."""
+        self.socket.send_multipart([json.dumps(message).encode(), payload])
+
+    def receive(self) -> list[tuple[dict[str, Any], bytes]]:
+        """Whatever has come."""
+        messages = []
+        while self.socket.poll(0):
+            body, payload = self.socket.recv_multipart()
+            messages.append((json.loads(body), payload))
+        return messages
+
+    def driver_is_gone(self) -> bool:
+        """Whether the connection broke, and has stayed so for RECONNECT_S."""
+        while self.monitor.poll(0):
+            event = recv_monitor_message(self.monitor)["event"]
+            self.broken_at = time.monotonic() if event == zmq.EVENT_DISCONNECTED else None
+        return self.broken_at is not None and time.monotonic() - self.broken_at > RECONNECT_S
+
+
+def serve(keys: Path) -> None:
+    """Serve the hub that wrote ``keys`` until it says so, or is gone."""
+    from rose_hpc.execution.hub import BEAT_S
+
+    supervisor = Supervisor(lambda message, payload: link.send(message, payload))
+    link = Link(keys, supervisor.node)
+    supervisor.handle({"op": "hello", "path": link.facts["path"], "service": True}, b"")
+
+    def drain() -> None:
+        for message, payload in link.receive():
+            if message["op"] == "end":
+                supervisor.kill_everything()
+            elif message["op"] != "welcome":
+                supervisor.handle(message, payload)
+
+    def beat() -> None:
+        if link.driver_is_gone():
+            log.error("the driver is gone: ending")
+            supervisor.kill_everything()
+        else:
+            link.send({"op": "beat"})
+
+    supervisor.selector.register(link.fd, selectors.EVENT_READ, drain)
+    supervisor.after_round = drain
+    drain()  # what came before anybody waited
+    supervisor.run(beat, BEAT_S)
+    link.socket.disable_monitor()
+    link.socket.close()

@@ -1,0 +1,123 @@
+"""Ctrl-C and SIGTERM end everything in bounded time and leave a run that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import projects
+import pytest
+
+#: ends at no signal but KILL, and has a child that does not either; both are quick once `go` is there
+STUBBORN = """
+    import os, signal, subprocess, sys, time
+    if not os.path.exists("go"):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(999)"])  # ignores them too: inherited
+        open("ready", "w").close()
+        time.sleep(999)
+"""
+#: a driver may take so long to end: the promise is 5 s, of which 3 are the rank's; the rest is for a busy machine
+PATIENCE_S = 15
+
+
+def stubborn(folder: Path, stage: str = "environment") -> Path:
+    """The light project with a stage that nothing but KILL ends; the run directory."""
+    files = {**projects.LIGHT, stage: projects.LIGHT[stage]}
+    text = "\n".join(line.strip() for line in projects.LIGHT[stage].splitlines())
+    files[stage] = "\n".join(line.removeprefix("    ") for line in STUBBORN.splitlines()) + "\n" + text
+    projects.write_project(folder, **files)
+    return folder / "r"
+
+
+def ended(driver: subprocess.Popen[str], run: Path) -> str:
+    """Wait for its end, exit code 130, nothing left; what it said."""
+    out, _ = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 130
+    assert projects.processes_of(run) == []
+    return out
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["driver", "group"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_and_the_run_goes_on(number: signal.Signals, whole_group: bool, folder: Path) -> None:
+    """Exit code 130, an end record, no process left, even of a rank that ignores TERM; then `resume` converges."""
+    run = stubborn(folder)
+    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=folder)
+    projects.wait_for((folder / "ready").exists)
+    os.killpg(driver.pid, number) if whole_group else driver.send_signal(number)
+    out = ended(driver, run)
+    assert f"interrupted by {number.name}; go on with `rose-hpc resume " in out
+    assert out.splitlines()[-1] == str(run)
+    (end,) = projects.records(run, "end")
+    assert end["state"] == "stopped"
+    assert number.name in end["reason"]
+    facts = json.loads(projects.rose_hpc("status", run, "--json").stdout)
+    assert (facts["state"], facts["iteration"], facts["owner"]) == ("stopped", 0, None)
+    (folder / "go").touch()
+    done = projects.rose_hpc("resume", run)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_update_is_interrupted_too(tmp_path: Path) -> None:
+    """In whatever stage; the half-changed policy is not published, and the resumed run has no trace of it."""
+    run = stubborn(tmp_path, "update")
+    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
+    projects.wait_for((tmp_path / "ready").exists)
+    driver.send_signal(signal.SIGTERM)
+    ended(driver, run)
+    assert not (run / "iter-0000" / "policy").exists()
+    (tmp_path / "go").touch()
+    assert projects.rose_hpc("resume", run).returncode == 0
+    assert len((run / "iter-0001" / "state" / "trace").read_text().split()) == 2
+
+
+def test_an_impatient_user_changes_nothing(tmp_path: Path) -> None:
+    """Ctrl-C again and again, while it ends: it still ends everything, and the run can be resumed."""
+    run = stubborn(tmp_path)
+    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
+    projects.wait_for((tmp_path / "ready").exists)
+    driver.send_signal(signal.SIGINT)
+    projects.wait_for(lambda: projects.records(run, "end"))
+    for _ in range(3):
+        driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 130
+    projects.wait_for(lambda: not projects.processes_of(run), 10)
+    (tmp_path / "go").touch()
+    assert projects.rose_hpc("resume", run).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_anything_ran(number: signal.Signals, tmp_path: Path) -> None:
+    """A run that is interrupted while it starts leaves nothing running, and can be resumed."""
+    run = stubborn(tmp_path)
+    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
+    projects.wait_for(lambda: (run / "owner.json").exists())
+    driver.send_signal(number)
+    ended(driver, run)
+    (tmp_path / "go").touch()
+    assert projects.rose_hpc("resume", run).returncode == 0
+
+
+def test_ranks_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+    """A supervisor that is killed takes its ranks with it; the driver says so, and the run can be resumed."""
+    run = stubborn(tmp_path)
+    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
+    projects.wait_for((tmp_path / "ready").exists)
+    (supervisor,) = [
+        int(entry.name)
+        for entry in Path("/proc").glob("[0-9]*")
+        if (entry / "stat").exists() and (entry / "stat").read_text().rsplit(")", 1)[1].split()[1] == str(driver.pid)
+    ]
+    os.kill(supervisor, signal.SIGKILL)
+    _, errors = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 1
+    assert "environment env_1 failed in iteration 0: it was lost: its supervisor died" in errors
+    assert projects.processes_of(run) == []
+    (tmp_path / "go").touch()
+    assert projects.rose_hpc("resume", run).returncode == 0

@@ -1,0 +1,310 @@
+"""Plans of merges, and merging shards into banks."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rose_hpc.errors import DamagedError, ExperienceError, SchemaError, UsageError
+from rose_hpc.experience import digest, files, merge, plan
+from rose_hpc.experience.bank import ExperienceBank
+from rose_hpc.experience.format import read_info
+from rose_hpc.experience.merge import merge_shards, plan_spans
+from rose_hpc.experience.schema import Column, ShardInfo
+from rose_hpc.experience.shard import ShardWriter
+
+SCHEMA = {"observations": Column("float32", (3,)), "rewards": Column("float64", ()), "codes": Column("uint8", (5, 2))}
+
+
+def info(name: str, rows: int, columns: dict[str, Column] | None = None, **attributes: Any) -> ShardInfo:
+    """A shard that exists on paper."""
+    return ShardInfo(Path(name), "shard", rows, 0, SCHEMA if columns is None else columns, attributes, (0, rows))
+
+
+def write(path: Path, rows: int, seed: int = 0, **attributes: Any) -> Path:
+    """A shard of random rows."""
+    rng = np.random.default_rng(seed)
+    with ShardWriter(path, fsync=False, attributes=attributes) as shard:
+        shard.extend(
+            observations=rng.random((rows, 3)).astype(np.float32),
+            rewards=rng.random(rows),
+            codes=rng.integers(0, 255, (rows, 5, 2), np.uint8),
+        )
+    return path
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Chunks, buffers and portions of a few bytes, so that small shards have every edge that large ones have."""
+    monkeypatch.setattr(digest, "CHUNK", 64)
+    monkeypatch.setattr(merge, "CHUNK", 64)
+    monkeypatch.setattr(merge, "BUFFER", 24)
+    monkeypatch.setattr(plan, "PORTION", 128)
+    return 64
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20))
+def test_every_row_is_planned_exactly_once_and_in_order(lengths: list[int]) -> None:
+    """The spans of a plan cover every row of every shard, and of the bank, once, in the order of the shards."""
+    shards = [info(f"s{n}.h5", rows) for n, rows in enumerate(lengths)]
+    made = plan_spans(shards)
+    planned = [(span.shard, row) for span in made.spans for row in range(span.start, span.stop)]
+    assert planned == [(n, row) for n, rows in enumerate(lengths) for row in range(rows)]
+    targets = [at for span in made.spans for at in range(span.target, span.target + span.stop - span.start)]
+    assert targets == list(range(sum(lengths)))
+    assert made.rows == sum(lengths)
+    assert made.offsets == tuple(np.cumsum([0, *lengths]).tolist())
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=6))
+def test_every_byte_is_one_workers(small_chunks: int, lengths: list[int]) -> None:
+    """The pieces of a plan cover every byte of every column once, and start where a leaf of the digest does."""
+    made = plan_spans([info(f"s{n}.h5", rows) for n, rows in enumerate(lengths)])
+    seen: dict[tuple[int, str], list[int]] = {}
+    targets: dict[str, list[int]] = {name: [] for name in SCHEMA}
+    for number, pieces in plan.plan_pieces(made):
+        for piece in pieces:
+            assert piece.shard == number
+            assert piece.start % small_chunks == 0
+            seen.setdefault((number, piece.column), []).extend(range(piece.start, piece.start + piece.size))
+            targets[piece.column].extend(range(piece.target, piece.target + piece.size))
+    sizes = {name: column.row_bytes for name, column in SCHEMA.items()}
+    expected = {(n, name): list(range(rows * sizes[name])) for n, rows in enumerate(lengths) if rows for name in SCHEMA}
+    assert {key: sorted(value) for key, value in seen.items()} == expected
+    assert all(sorted(found) == list(range(sum(lengths) * sizes[name])) for name, found in targets.items())
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        ({**SCHEMA, "rewards": Column("float32", ())}, "'rewards' as float32 instead of float64"),
+        ({**SCHEMA, "codes": Column("uint8", (2, 5))}, r"'codes' as uint8\(2, 5\) instead of uint8\(5, 2\)"),
+        ({**SCHEMA, "extra": Column("int64", ())}, "an unexpected column 'extra'"),
+        ({"rewards": SCHEMA["rewards"]}, "no column 'observations', no column 'codes'"),
+    ],
+)
+def test_shards_that_differ_are_named_with_the_difference(columns: dict[str, Column], text: str) -> None:
+    """A shard with other columns, dtypes or shapes is a SchemaError that names it and what differs."""
+    with pytest.raises(SchemaError, match=rf"odd\.h5 has {text}"):
+        plan_spans([info("a.h5", 3), info("b.h5", 3), info("odd.h5", 3, columns)])
+
+
+def test_shards_without_rows_need_no_columns() -> None:
+    """An environment that wrote nothing contributes its name and no row, whatever its columns are."""
+    made = plan_spans([info("none.h5", 0, {}), info("a.h5", 3), info("odd.h5", 0, {"x": Column("int8", ())})])
+    assert (made.offsets, made.names, tuple(made.columns)) == ((0, 0, 3, 3), ("none", "a", "odd"), tuple(SCHEMA))
+
+
+def test_duplicates_and_strangers_are_refused() -> None:
+    """One file twice, one environment twice, another run and another iteration are each refused by name."""
+    a = info("a.h5", 1, run="r", iteration=0, environment="env_1")
+    for other, text in [
+        (info("./a.h5", 1), "a.h5 is given twice"),
+        (info("b.h5", 1, run="r", iteration=0, environment="env_1"), "are both of environment 'env_1'"),
+        (info("b.h5", 1, run="q", iteration=0), "a.h5 is of run 'r', b.h5 of 'q'"),
+        (info("b.h5", 1, run="r", iteration=1), "a.h5 is of iteration 0, b.h5 of 1"),
+    ]:
+        with pytest.raises(ExperienceError, match=text):
+            plan_spans([a, other])
+    with pytest.raises(ExperienceError, match="no shards"):
+        plan_spans([])
+
+
+# -- merging -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(0, 80), min_size=1, max_size=5),
+    workers=st.sampled_from([1, 2, 5, None]),
+    verify=st.booleans(),
+)
+def test_a_bank_is_the_shards_one_after_another(
+    tmp_path: Path, small_chunks: int, lengths: list[int], workers: int | None, verify: bool
+) -> None:
+    """A bank is np.concatenate of its shards, for any lengths and workers, with the digests of a shard of all rows."""
+    paths = [write(tmp_path / f"s{n}.h5", rows, seed=n) for n, rows in enumerate(lengths)]
+    bank = merge_shards(paths, tmp_path / "bank.h5", workers=workers, verify=verify)
+    assert bank == read_info(tmp_path / "bank.h5")
+    assert (bank.kind, bank.rows, bank.shard_names) == ("bank", sum(lengths), tuple(path.stem for path in paths))
+    wholes = {}
+    for name in SCHEMA:
+        parts = []
+        for path in paths:
+            with h5py.File(path, "r") as file:
+                parts.append(file[name][:])
+        wholes[name] = np.concatenate(parts)
+        with h5py.File(tmp_path / "bank.h5", "r") as file:
+            assert np.array_equal(file[name][:], wholes[name])
+    with ShardWriter(tmp_path / "whole.h5", fsync=False) as shard:
+        shard.extend(**wholes)
+    whole = read_info(tmp_path / "whole.h5")
+    assert bank.digest == (whole.digest if verify else None)
+    for name, column in bank.columns.items():
+        assert column.stats is not None
+        assert whole.columns[name].stats is not None
+        for ours, theirs in zip(column.stats.arrays(), whole.columns[name].stats.arrays(), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+def test_a_bank_of_real_chunks_has_the_digest_of_its_rows(tmp_path: Path) -> None:
+    """With the format's own chunk size too, chunks that straddle shards get the digest of their rows."""
+    rng = np.random.default_rng(0)
+    rows = rng.random((9, 200_000))
+    cuts = [0, 1, 500_000, 1_100_000, rows.size]
+    for number, (start, stop) in enumerate(pairwise(cuts)):
+        with ShardWriter(tmp_path / f"s{number}.h5", fsync=False) as shard:
+            shard.extend(rewards=rows.ravel()[start:stop])
+    with ShardWriter(tmp_path / "whole.h5", fsync=False) as shard:
+        shard.extend(rewards=rows.ravel())
+    paths = [tmp_path / f"s{number}.h5" for number in range(4)]
+    whole = read_info(tmp_path / "whole.h5").digest
+    assert {merge_shards(paths, tmp_path / "bank.h5", workers=n).digest for n in (1, 2)} == {whole}
+
+
+def test_a_bank_knows_where_it_came_from(tmp_path: Path) -> None:
+    """Run and iteration come from the shards, further attributes from the caller, offsets and names from the order."""
+    paths = [
+        write(tmp_path / f"env_{n}.h5", n, run="r", iteration=4, environment=f"env_{n}", seed=n) for n in (2, 0, 3)
+    ]
+    info = merge_shards(paths, tmp_path / "bank.h5", attributes={"note": "x"}, fsync=True)
+    assert info.attributes == {"run": "r", "iteration": 4, "note": "x"}
+    assert (info.shard_offsets, info.shard_names) == ((0, 2, 2, 5), ("env_2", "env_0", "env_3"))
+    with h5py.File(tmp_path / "bank.h5", "r") as file:
+        assert file.attrs["shard_offsets"].tolist() == [0, 2, 2, 5]
+        assert file.attrs["shard_names"].tolist() == [b"env_2", b"env_0", b"env_3"]
+        assert set(file) == set(SCHEMA)
+
+
+def test_what_is_known_of_a_shard_stands_for_its_path(tmp_path: Path) -> None:
+    """Merging ShardInfos, as they come back from a message, makes the bank that merging paths makes."""
+    paths = [write(tmp_path / f"s{n}.h5", 10, seed=n) for n in range(3)]
+    infos = [ShardInfo.from_json(read_info(path).to_json()) for path in paths]
+    assert merge_shards(infos, tmp_path / "a.h5").digest == merge_shards(paths, tmp_path / "b.h5").digest
+
+
+def test_many_shards_fit_in_one_bank(tmp_path: Path) -> None:
+    """Names and offsets of 5,000 shards with long names, more than one HDF5 attribute used to hold, come back."""
+    part = read_info(write(tmp_path / "part.h5", 1))
+    shards = []
+    for number in range(5000):
+        path = tmp_path / f"{'long' * 10}_{number}.h5"
+        os.link(part.path, path)
+        shards.append(replace(part, path=path))
+    bank = merge_shards(shards, tmp_path / "bank.h5", workers=1)
+    assert read_info(tmp_path / "bank.h5") == bank
+    assert bank.shard_names[-1].endswith("_4999")
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, at: int) -> None:
+    """Change one bit."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_damaged_shards_are_named_and_nothing_is_published(tmp_path: Path, workers: int) -> None:
+    """One flipped bit per shard, in any column, is found; all such shards are named at once, and none is touched."""
+    paths = [write(tmp_path / f"s{n}.h5", 400, seed=n) for n in range(4)]
+    columns = read_info(paths[0]).columns
+    flip(paths[1], columns["codes"].offset + 7)
+    flip(paths[3], columns["rewards"].offset + 8 * 399)
+    contents = [path.read_bytes() for path in paths]
+    with pytest.raises(DamagedError, match=r"s1\.h5 is damaged: column 'codes'.*s3\.h5 is damaged") as caught:
+        merge_shards(paths, tmp_path / "bank.h5", workers=workers)
+    assert caught.value.paths == (str(paths[1]), str(paths[3]))
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths}
+    assert [path.read_bytes() for path in paths] == contents
+
+
+def test_shards_that_cannot_be_read_are_named_too(tmp_path: Path) -> None:
+    """Shards cut short, emptied, missing or overwritten with something else are named in one DamagedError."""
+    paths = [write(tmp_path / f"s{n}.h5", 400, seed=n) for n in range(5)]
+    os.truncate(paths[0], 2000)
+    os.truncate(paths[1], 0)
+    paths[2].unlink()
+    paths[3].write_text("something else")
+    with pytest.raises(DamagedError) as caught:
+        merge_shards(paths, tmp_path / "bank.h5")
+    assert caught.value.paths == tuple(map(str, paths[:4]))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_shard_cut_short_after_it_was_looked_at_is_damaged(tmp_path: Path, verify: bool) -> None:
+    """A shard that shrank or went away since its facts were taken is named, verified or not."""
+    infos = [read_info(write(tmp_path / f"s{n}.h5", 4000, seed=n)) for n in range(3)]
+    os.truncate(infos[0].path, infos[0].bytes // 2)
+    infos[2].path.unlink()
+    with pytest.raises(DamagedError, match=r"it ends early.*it cannot be opened") as caught:
+        merge_shards(infos, tmp_path / "bank.h5", verify=verify)
+    assert caught.value.paths == (str(infos[0].path), str(infos[2].path))
+
+
+def test_an_older_bank_stays_when_merging_fails(tmp_path: Path) -> None:
+    """The bank of that name is replaced by a whole one, or not at all."""
+    path = write(tmp_path / "s.h5", 100)
+    before = merge_shards([path], tmp_path / "bank.h5")
+    flip(path, read_info(path).columns["rewards"].offset)
+    with pytest.raises(DamagedError):
+        merge_shards([path], tmp_path / "bank.h5")
+    assert read_info(tmp_path / "bank.h5") == before
+
+
+def test_a_bank_cannot_be_one_of_its_shards(tmp_path: Path) -> None:
+    """A bank path that is a shard's is refused before anything is written."""
+    path = write(tmp_path / "s.h5", 10)
+    with pytest.raises(UsageError, match="is one of the shards"):
+        merge_shards([path], tmp_path / "." / "s.h5")
+
+
+# -- systems that refuse -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP])
+def test_systems_without_copy_file_range_copy_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Where the kernel or file system does not copy between files, reading and writing makes the same bank."""
+    paths = [write(tmp_path / f"s{n}.h5", 100, seed=n) for n in range(2)]
+    merge_shards(paths, tmp_path / "a.h5")
+
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    monkeypatch.setattr(files, "BUFFER", 100)
+    merge_shards(paths, tmp_path / "b.h5", verify=False)
+    with ExperienceBank.open(tmp_path / "a.h5") as a, ExperienceBank.open(tmp_path / "b.h5") as b:
+        assert all(np.array_equal(a[name], b[name]) for name in SCHEMA)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk is full, the error says so and names the bank; no scratch file stays."""
+    path = write(tmp_path / "s.h5", 100)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ExperienceError, match=r"cannot write .*bank\.h5: No space left on device"):
+        merge_shards([path], tmp_path / "bank.h5")
+    assert [file.name for file in tmp_path.iterdir()] == ["s.h5"]

@@ -1,0 +1,143 @@
+"""Where a run stands is a fold over its records, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rose_hpc.progress import STAGES, Progress
+
+NAMES = st.sampled_from(["a", "b", "c"])
+ITERATIONS = st.integers(0, 4)
+REWARDS = st.floats(-100, 100)
+
+
+def kind(name: str, /, **fields: st.SearchStrategy) -> st.SearchStrategy[dict]:
+    return st.fixed_dictionaries({"kind": st.just(name), **fields})
+
+
+RECORDS = st.lists(
+    st.one_of(
+        kind("run", name=st.just("toy"), seed=st.integers(0, 9)),
+        kind("extend", max_iterations=st.integers(1, 9)),
+        kind("job", epoch=st.integers(0, 9)),
+        kind("scripts", digests=st.dictionaries(NAMES, st.text("01", max_size=3))),
+        kind("rank", iteration=ITERATIONS, environment=NAMES, rows=st.integers(0, 9), nan_rewards=st.integers(0, 3)),
+        kind("attempt", iteration=ITERATIONS, environment=NAMES, message=st.just("exited")),
+        kind("stage", iteration=ITERATIONS, stage=st.sampled_from(["collect", "update"])),
+        kind("stage", iteration=ITERATIONS, stage=st.just("merge"), rows=st.integers(0, 99), digest=st.none() | NAMES),
+        kind("stage", iteration=ITERATIONS, stage=st.just("check"), reward=REWARDS),
+        kind("damaged", iteration=ITERATIONS, environment=NAMES),
+        kind("redo", iteration=ITERATIONS),
+        kind("checkpoint", iteration=ITERATIONS),
+        kind("checkpoint", iteration=ITERATIONS, config=st.none() | st.just({"update": {"args": [1]}})),
+        kind("end", state=st.just("stopped")),
+        kind("of another version"),
+    ),
+    max_size=25,
+)
+
+
+def iteration(number: int, reward: float = 1.0, names: str = "ab", **rank) -> list[dict]:
+    """The records of a whole iteration."""
+    return [
+        *({"kind": "rank", "iteration": number, "environment": name, "rows": 5, **rank} for name in names),
+        {"kind": "stage", "iteration": number, "stage": "collect", "rows": 10},
+        {"kind": "stage", "iteration": number, "stage": "merge", "rows": 10, "digest": "d"},
+        {"kind": "stage", "iteration": number, "stage": "update"},
+        {"kind": "stage", "iteration": number, "stage": "check", "reward": reward},
+        {"kind": "checkpoint", "iteration": number},
+    ]
+
+
+@settings(deadline=None)
+@given(RECORDS, st.integers(0, 25))
+def test_progress_does_not_depend_on_how_the_journal_is_read(records, cut):
+    """Records taken at once or in two readings lead to the same place, and are themselves left as they were."""
+    before = copy.deepcopy(records)
+    progress = Progress.of(records[:cut])
+    for record in records[cut:]:
+        progress.apply(record)
+    assert progress == Progress.of(records)
+    assert records == before
+
+
+@settings(deadline=None)
+@given(RECORDS)
+def test_progress_is_sound_after_any_records(records):
+    """Whatever came before, the facts that are derived can be asked for, and fit the records."""
+    progress = Progress.of(records)
+    assert progress.nan_rewards >= sum(record["nan_rewards"] for record in progress.ranks.values()) >= 0
+    assert progress.rows == sum(record["rows"] for record in progress.merges.values())
+    assert progress.stage in (*STAGES, None)
+    assert (progress.reward is None) == (progress.best(">") is None) == (not progress.rewards)
+    for operator in (">", ">=", "==", "<", "<="):
+        best = progress.best(operator)
+        assert best is None or best in progress.rewards
+
+
+def test_a_run_from_its_first_record_to_its_end():
+    """Stages, iterations, rewards and rows are counted as they are recorded."""
+    progress = Progress()
+    assert (progress.stage, progress.iteration, progress.reward, progress.rows) == ("collect", 0, None, 0)
+    seen = []
+    for record in [*iteration(0, 3.0), *iteration(1, 2.0)]:
+        progress.apply(record)
+        seen.append((progress.iteration, progress.stage))
+    assert seen[:7] == [
+        *((0, "collect"), (0, "collect"), (0, "merge"), (0, "update"), (0, "check"), (0, None), (1, "collect")),
+    ]
+    assert (progress.iteration, progress.rewards, progress.rows) == (2, [(0, 3.0), (1, 2.0)], 20)
+    assert (progress.reward, progress.ranks, progress.stages) == (2.0, {}, {})
+
+
+def test_a_damaged_shard_is_collected_again():
+    """A damaged shard takes its rank record and the stage's with it; the other environments keep theirs."""
+    records = iteration(0)[:3]
+    progress = Progress.of([*records, {"kind": "damaged", "iteration": 0, "environment": "a"}])
+    assert list(progress.ranks) == ["b"]
+    assert progress.stage == "collect"
+
+
+def test_a_repeated_iteration_counts_once():
+    """An iteration done again replaces its reward, its rows and its NaN rewards: nothing is counted twice."""
+    first = iteration(0, 1.0, nan_rewards=2)[:-1]
+    again = iteration(0, 4.0, nan_rewards=2)
+    progress = Progress.of([*first, {"kind": "redo", "iteration": 0}, *again])
+    assert (progress.rewards, progress.rows, progress.nan_rewards) == ([(0, 4.0)], 10, 4)
+    redone = Progress.of([*first, {"kind": "redo", "iteration": 0}])
+    assert (redone.stage, redone.ranks, redone.nan_rewards) == ("collect", {}, 0)
+
+
+def test_an_end_is_undone_by_the_next_driver():
+    """A run that ended, and was extended or driven again, has not ended."""
+    end = {"kind": "end", "state": "max_iterations"}
+    assert Progress.of([end]).end == end
+    assert Progress.of([end, {"kind": "extend", "max_iterations": 9}]).end is None
+    assert Progress.of([end, {"kind": "job"}]).end is None
+    assert Progress.of([end, {"kind": "scripts", "digests": {}}]).end == end
+
+
+def test_an_extension_changes_only_what_it_names():
+    """What the run record says stays, but for the fields an extension gives."""
+    run = {"kind": "run", "name": "toy", "max_iterations": 3}
+    progress = Progress.of([run, {"kind": "extend", "max_iterations": 5}])
+    assert (progress.run["name"], progress.run["max_iterations"]) == ("toy", 5)
+
+
+def test_a_configuration_stays_until_the_next_one():
+    """What set_next_config set holds for all later iterations; None, on record, takes it back."""
+    records = [{"kind": "checkpoint", "iteration": 0, "config": {"update": None}}]
+    assert Progress.of([*records, {"kind": "checkpoint", "iteration": 1}]).config == {"update": None}
+    assert Progress.of([*records, {"kind": "checkpoint", "iteration": 1, "config": None}]).config is None
+
+
+def test_the_best_reward_is_the_criterions():
+    """The greatest is best, or the least where less is asked for; of equals the first; `before` looks back only."""
+    progress = Progress(rewards=[(0, 2.0), (1, 5.0), (2, 1.0), (3, 5.0), (4, 1.0)])
+    assert progress.best(">") == progress.best(">=") == (1, 5.0)
+    assert progress.best("<") == progress.best("<=") == (2, 1.0)
+    assert progress.best(">", before=1) == (0, 2.0)
+    assert progress.best("<", before=0) is None
