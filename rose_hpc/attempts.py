@@ -8,21 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rose_hpc.execution.attempt import Attempt
+from rose_hpc.execution.attempt import Attempt, thread_limits
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import derive_seed
 from rose_hpc.workflow import Environment, Work, Workflow
-
-#: what numerical libraries ask for their number of threads
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
 
 
 @dataclass(frozen=True)
@@ -40,8 +30,9 @@ class Place:
 
     @property
     def id(self) -> str:
-        """Unique within the run, for ever; safe as a file name."""
-        parts = (f"{self.iteration:04d}", self.stage, self.environment, f"{self.epoch}.{self.number}")
+        """Unique within the run, for ever, and among the learners of a program; safe as a file name."""
+        learner = f"learner-{self.learner}" if self.learner else ""
+        parts = (learner, f"{self.iteration:04d}", self.stage, self.environment, f"{self.epoch}.{self.number}")
         return "-".join(part for part in parts if part)
 
     @property
@@ -68,7 +59,7 @@ class Place:
         """What every task finds in its environment."""
         seed = derive_seed(self.seed, self.learner, self.iteration, self.stage, self.environment)
         return {
-            **dict.fromkeys(_THREADS, str(work.resources.cores_per_rank)),
+            **thread_limits(work.resources.cores_per_rank),
             "ROSE_HPC_RUN": str(self.run.path),
             "ROSE_HPC_ITERATION": str(self.iteration),
             "ROSE_HPC_STAGE": self.stage,

@@ -14,6 +14,21 @@ from typing import Any, Literal, Self
 #: the last bytes of a command's standard output that are kept as its value, and the most a journalled value may take
 VALUE_BYTES = 64 * 1024
 
+#: what numerical libraries ask for their number of threads
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+def thread_limits(cores: int) -> dict[str, str]:
+    """The variables that hold a rank's libraries to its cores, for speed and for determinism."""
+    return dict.fromkeys(_THREADS, str(cores))
+
 
 class _Plain:
     """To and from JSON objects; an unknown key is an error, as a peer of another version would send."""

@@ -9,12 +9,13 @@ processes; and at no time do more ranks run than there are cores.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from rose_hpc.errors import RoseHpcError, TaskError, UsageError
-from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.attempt import Attempt, Outcome, thread_limits
 from rose_hpc.execution.child import GRACE_S
 from rose_hpc.execution.client import Answer, OnStart
 from rose_hpc.execution.pool import Pool
@@ -121,7 +122,7 @@ class AttemptBackend:
             payload = options.get("payload", b"") or _pickled_call(task)
             self._callback(task, _States.RUNNING)
             outcome, value = await self.run(attempt, payload, options.get("on_start"))
-            state = _report(task, outcome, value, ours="attempt" in options)
+            state = _report(task, outcome, value, None if "attempt" in options else attempt)
         except asyncio.CancelledError:
             state = _States.CANCELED
         except RoseHpcError as error:
@@ -133,15 +134,19 @@ class AttemptBackend:
     def _plain_attempt(self, task: Mapping[str, Any]) -> Attempt:
         """A task that did not come from our loop: asyncflow used by itself."""
         options = task["task_backend_specific_kwargs"]
-        cores = int(options.get("ranks", 1)) * int(options.get("cores_per_rank", 1))
+        ranks, cores = (_whole(options, key, str(task["name"])) for key in ("ranks", "cores_per_rank"))
+        argv = () if task.get("function") else (task["executable"], *task.get("arguments", ()))
+        if ranks > 1 and argv:
+            argv = (sys.executable, "-I", "-S", str(Path(__file__).with_name("pilot_ranks.py")), str(ranks), *argv)
         Path(self._work_dir).mkdir(parents=True, exist_ok=True)
         return Attempt(
             id=f"{self.attached_to[-1] if self.attached_to else 'task'}.{task['uid']}",
-            kind="function" if task.get("function") else "command",
-            argv=() if task.get("function") else (task["executable"], *task.get("arguments", ())),
-            cwd=str(Path.cwd()),
+            kind="command" if argv else "function",
+            argv=argv,
+            cwd=str(options.get("cwd") or Path.cwd()),
+            env={**thread_limits(cores), **{str(k): str(v) for k, v in (options.get("environment") or {}).items()}},
             log=str(Path(self._work_dir, f"{task['uid']}.log")),
-            cores=cores,
+            cores=ranks * cores,
         )
 
     async def cancel_task(self, uid: str) -> bool:
@@ -181,9 +186,16 @@ def _pickled_call(task: Mapping[str, Any]) -> bytes:
     return payload
 
 
-def _report(task: dict[str, Any], outcome: Outcome, value: bytes, *, ours: bool) -> str:
+def _whole(options: Mapping[str, Any], key: str, name: str) -> int:
+    value = options.get(key, 1)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"task {name!r} has {key}={value!r}", hint="it must be a whole number, at least 1")
+    return value
+
+
+def _report(task: dict[str, Any], outcome: Outcome, value: bytes, plain: Attempt | None) -> str:
     """Put an outcome where asyncflow looks for it; the state it means."""
-    if ours:
+    if plain is None:
         task.update(stdout=(outcome, value), exit_code=0)
         return _States.DONE
     task.update(stdout=outcome.stdout, stderr="" if outcome.ok else outcome.tail, exit_code=outcome.exit_code)
@@ -192,5 +204,7 @@ def _report(task: dict[str, Any], outcome: Outcome, value: bytes, *, ours: bool)
 
         task["return_value"] = cloudpickle.loads(value)
     if not outcome.ok:
-        task["exception"] = TaskError(f"{task['uid']} {outcome.message}", hint=outcome.tail)
+        said = outcome.tail.rstrip().rpartition("\n")[2]
+        message = f"task {task['name']!r} {outcome.message}{f': {said}' if said else ''}"
+        task["exception"] = TaskError(message, hint=f"see {plain.log}")
     return _States.DONE if outcome.ok else _States.FAILED

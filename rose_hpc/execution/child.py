@@ -38,6 +38,7 @@ class Log:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) if path else -1
         self._room = LOG_BYTES - (os.fstat(self._file).st_size if path else 0)
         self._stdout = bytearray()
+        self._cut = False
         self._tail = bytearray()
         self.problem = ""
 
@@ -47,6 +48,7 @@ class Log:
         del self._tail[: -4 * 1024]
         if stream == "stdout":
             self._stdout += data
+            self._cut = self._cut or len(self._stdout) > VALUE_BYTES
             del self._stdout[:-VALUE_BYTES]
         if self._file < 0 or self._room <= 0:
             return
@@ -68,8 +70,9 @@ class Log:
 
     @property
     def stdout(self) -> str:
-        """The end of the standard output, at most VALUE_BYTES."""
-        return self._stdout.decode(errors="replace")
+        """The end of the standard output, at most VALUE_BYTES, from a line's start."""
+        whole = self._stdout.partition(b"\n")[2] or self._stdout if self._cut else self._stdout
+        return whole.decode(errors="replace")
 
     @property
     def tail(self) -> str:

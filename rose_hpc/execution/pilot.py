@@ -1,270 +1,135 @@
-"""The pilot as an execution backend of radical.asyncflow: tasks run inside an allocation held by radical.pilot.
+"""The pilot engine: attempts carried out in an allocation that radical.pilot holds.
 
-Built directly on asyncflow's backend protocol and not on rhapsody's backend of the same name, for that one starts
-radical.pilot inside the user's process, waits for ever for a pilot that cannot start, sets results from
-radical.pilot's threads without waking the event loop (one second a task), and leaves a driver's processes behind
-when it is killed. What is needed here is smaller than what would have to be changed there.
+One launch for each allocation, one message for each attempt. The pilot starts one task with a supervisor on every node
+(``use_mpi=False``: a node that is lost takes its own supervisor and no other); supervisors join the driver's hub, and
+from then on an attempt costs a message and a fork, not a launch. So environments of any shape run side by side, in
+waves where there are more than fit, and update and check run on the same cores when collecting is over. Where an
+attempt ran is said by its supervisor, and so is whether it succeeded: a pilot's or task's state says nothing of that.
 
-Three processes: the user's program with :class:`RadicalExecutionBackend`; a *reaper*
-(:mod:`rose_hpc.execution.pilot_reaper`), which ends everything when the program does, in whatever way; below it the
-*host* (:mod:`rose_hpc.execution.pilot_host`), where radical.pilot is imported.
+Directly on asyncflow's protocol and not on rhapsody's backend: see :mod:`rose_hpc.execution.pilot_tasks`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import importlib.util
 import logging
-import os
-import shutil
 import tempfile
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rose_hpc.errors import EngineError, RoseHpcError, TaskError, UsageError
-from rose_hpc.execution.pilot_link import CLOSE_TIMEOUT_S, Link
-from rose_hpc.execution.pilot_resources import PilotPlan, plan_pilot, plan_task, shell_safe
+from rose_hpc.errors import EngineError
+from rose_hpc.execution.attempt import Attempt
+from rose_hpc.execution.backend import AttemptBackend
+from rose_hpc.execution.child import python_argv
+from rose_hpc.execution.client import Answer, OnStart
+from rose_hpc.execution.hub import Hub, RemoteClient
+from rose_hpc.execution.local import search_path
+from rose_hpc.execution.pilot_tasks import PilotTasks
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
+#: supervisors are one task of the pilot: this long they may take to start on all nodes and to join
+JOIN_TIMEOUT_S = 120.0
+_SUPERVISORS = "rose_hpc.supervisors"
 
 
-class TaskStates:
-    """The states asyncflow knows tasks by."""
-
-    DONE = "DONE"
-    RUNNING = "RUNNING"
-    CANCELED = "CANCELED"
-    FAILED = "FAILED"
-    terminal_states = frozenset({DONE, CANCELED, FAILED})
-
-
-class RadicalExecutionBackend:
-    """Runs executable tasks in a pilot: ``engine = await RadicalExecutionBackend({'runtime': 30, ...})``.
+class RadicalExecutionBackend(AttemptBackend):
+    """An asyncflow backend in a pilot: ``engine = await RadicalExecutionBackend({'runtime': 30, ...})``.
 
     Args:
         resources: what the pilot is; see :func:`rose_hpc.execution.pilot_resources.plan_pilot`. ``{'runtime': 30,
             'resource': 'local.localhost'}`` is a pilot on this machine, with all its cores, for 30 minutes.
         name: what asyncflow calls this backend.
 
-    Attributes:
-        sandbox: the folder in which radical.pilot keeps its files; None before the start.
-
     Raises:
         UsageError: resources that make no sense, or radical.pilot is not installed.
-        EngineError: (from ``await``) the pilot failed, or was not active within ``start_timeout_s``.
+        EngineError: (from ``await``) the pilot failed, was not active within ``start_timeout_s``, or no supervisor
+            joined.
     """
 
-    supports_implicit_data_linking = False
-    supports_explicit_data_linking = False
-
     def __init__(self, resources: Mapping[str, Any], name: str = "pilot") -> None:
-        if importlib.util.find_spec("radical.pilot") is None:
-            raise UsageError("radical.pilot is not installed", hint="run: pip install 'rose-hpc[pilot]'")
-        self.name = name
-        self.is_attached = False
-        self.attached_to: list[str] = []
-        self.sandbox: Path | None = None
-        self._work_dir = str(Path.cwd())
-        self._plan = plan_pilot(resources, host_cores=len(os.sched_getaffinity(0)), folder=Path.cwd())
-        self._callback: Callable[[dict[str, Any], str], None] = lambda task, state: None
-        self._link: Link | None = None
-        self._tasks: dict[str, dict[str, Any]] = {}  # our id of a task -> asyncflow's, until it is final
-        self._count = 0
-        self._ready: asyncio.Future[None] | None = None
-        self._error: EngineError | None = None
-        self._state = "NEW"
-        self._failures = 0
-
-    def __await__(self) -> Generator[Any, None, RadicalExecutionBackend]:
-        return self._start().__await__()
-
-    async def __aenter__(self) -> RadicalExecutionBackend:
-        return await self._start()
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.shutdown()
-
-    async def _start(self) -> RadicalExecutionBackend:
-        if self._ready is not None:
-            await asyncio.shield(self._ready)
-            if self._error is not None:
-                raise self._error
-            return self
-        self._ready = asyncio.get_running_loop().create_future()
-        self.sandbox = _make_sandbox(self._plan)
-        logger.info("starting a pilot on %s, sandbox %s", self._plan.resource, self.sandbox)
-        try:
-            self._link = await Link.open(self._plan, self.sandbox, self._heard)
-            async with asyncio.timeout(self._plan.start_timeout_s):
-                await asyncio.shield(self._ready)
-        except TimeoutError:
-            self._fail(f"it was not active after {self._plan.start_timeout_s:g} s, only {self._state}")
-        except BaseException:  # cancelled: nobody will close what has been started
-            await self._close(self._grace_s)
-            raise
-        if self._error is not None:
-            await self._close(self._grace_s)
-            raise self._error
-        return self
-
-    # What the host tells, always on the event loop
-
-    def _heard(self, message: dict[str, Any] | None) -> None:
-        if message is None:
-            self._state = "FAILED"
-            self._fail(f"the process that runs radical.pilot ended{_last_words(self.sandbox)}")
-        elif message["op"] == "state":
-            self._state = message["state"]
-        elif message["op"] == "ready" and self._ready is not None and not self._ready.done():
-            self._state = "ACTIVE"
-            self._ready.set_result(None)
-        elif message["op"] == "running" and message["id"] in self._tasks:
-            self._callback(self._tasks[message["id"]], TaskStates.RUNNING)
-        elif message["op"] == "done" and message["id"] in self._tasks:
-            self._finish(message)
-        elif message["op"] == "ended":
-            self._state = message["state"]
-            self._fail(_why(self._plan, message))
-
-    def _finish(self, message: Mapping[str, Any]) -> None:
-        task, state = self._tasks.pop(message["id"]), message["state"]
-        stdout, stderr = message["stdout"], message["stderr"]
-        if task.get("capture_stdio"):
-            stdout, stderr = (f"{message['sandbox']}/{message['id']}.{end}" for end in ("out", "err"))
-        task.update(stdout=stdout, stderr=stderr, exit_code=message["exit_code"], return_value=None)
-        if state == TaskStates.FAILED:
-            self._failures += 1
-            task["exception"] = _task_error(task, message)
-        self._callback(task, state)
-
-    def _fail(self, cause: str) -> None:
-        """Fail everything: the start, if it is not over, every task that is not final, and all later ones."""
-        if self._error is None:
-            self._error = EngineError(f"the pilot on {self._plan.resource}: {cause}", hint=f"see {self.sandbox}")
-            logger.error("%s", self._error)
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_result(None)  # the error is raised by who waits
-        tasks, self._tasks = self._tasks, {}
-        for task in tasks.values():
-            self._refuse(task, self._error)
-
-    def _refuse(self, task: dict[str, Any], error: RoseHpcError) -> None:
-        self._failures += 1
-        task.update(stdout="", stderr=str(error), exit_code=None, return_value=None, exception=error)
-        self._callback(task, TaskStates.FAILED)
-
-    # asyncflow's backend protocol
-
-    def state(self) -> str:
-        """Return the pilot's state: NEW, radical.pilot's own while it starts, ACTIVE, DONE, FAILED, or CLOSED."""
-        return self._state
-
-    def get_task_states_map(self) -> TaskStates:
-        """Return the states that tasks are reported in."""
-        return TaskStates()
-
-    def register_callback(self, func: Callable[[dict[str, Any], str], None]) -> None:
-        """Have ``func(task, state)`` called, on the event loop, for each change of a task's state."""
-        self._callback = func
-
-    async def submit_tasks(self, tasks: Sequence[dict[str, Any]]) -> None:
-        """Start ``tasks``; those that cannot be started are reported FAILED at once, with the reason."""
-        plans = []
-        for task in tasks:
-            try:
-                if self._link is None or self._error is not None:
-                    raise self._error or EngineError("the pilot has not been started", hint="await the backend first")
-                plan = plan_task(task, pilot=self._plan, environ=os.environ, folder=Path.cwd())
-            except RoseHpcError as error:
-                self._refuse(task, error)
-                continue
-            self._count += 1
-            uid = f"task.{self._count:06d}"
-            self._tasks[uid] = task
-            plans.append({"id": uid, **dataclasses.asdict(plan)})
-        if plans and self._link is not None:
-            self._link.tell("submit", tasks=plans)
-
-    async def cancel_task(self, uid: str) -> bool:
-        """Cancel asyncflow's task ``uid``; CANCELED is reported when it has ended. False: it is not running here."""
-        found = next((ours for ours, task in self._tasks.items() if task["uid"] == uid), None)
-        if found is None or self._link is None:
-            return False
-        self._link.tell("cancel", id=found)
-        return True
-
-    async def shutdown(self) -> None:
-        """End the pilot and every process of it; tasks that are not final are reported CANCELED.
-
-        A pilot on this machine is gone in less than a second; another one in 45 s at most.
-        """
-        if self._state == "CLOSED":
-            return
-        ended, self._state = self._error is not None, "CLOSED"
-        self._error = self._error or EngineError("the pilot has been shut down", hint="start another backend")
-        tasks, self._tasks = self._tasks, {}
-        for task in tasks.values():
-            self._callback(task, TaskStates.CANCELED)
-        await self._close(self._grace_s)
-        if self._plan.sandbox is None and self.sandbox is not None and not self._failures and not ended:
-            await asyncio.to_thread(shutil.rmtree, self.sandbox, ignore_errors=True)
+        super().__init__(name)
+        self._pilot = PilotTasks(resources)
+        self._pilot.register_callback(self._pilot_task_changed)
+        self._hub: Hub | None = None
+        self._everyone = asyncio.Event()
+        self._ended = False
 
     @property
-    def _grace_s(self) -> float:
-        # What was forked here is killed at once: closing would take radical.pilot 4 to 15 s, for the same end.
-        # Elsewhere it has jobs and steps to cancel that are no processes of ours.
-        return 0.0 if self._plan.forks else CLOSE_TIMEOUT_S
+    def sandbox(self) -> Path | None:
+        """The folder in which radical.pilot keeps its files; None before the start."""
+        return self._pilot.sandbox
 
-    async def _close(self, grace_s: float) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            await link.close(grace_s)
+    def state(self) -> str:
+        """The pilot's: NEW, radical.pilot's own while it starts, ACTIVE, DONE, FAILED, or CLOSED."""
+        return self._pilot.state()
 
-    def build_task(self, uid: str, task_desc: dict[str, Any], task_specific_kwargs: dict[str, Any]) -> None:
-        """Part of the protocol; tasks are built when they are submitted."""
+    async def _open(self) -> None:
+        await self._pilot
+        try:
+            await self._launch()
+        except BaseException:
+            await self._close()
+            raise
 
-    def link_explicit_data_deps(self, *_: Any, **__: Any) -> None:
-        """Part of the protocol, never called: tasks share a file system."""
+    async def _launch(self) -> None:
+        """Start a supervisor on every node, and wait until they have joined."""
+        nodes, cores = max(1, self._pilot.nodes), max(1, self._pilot.cores_per_node)
+        keys = Path(tempfile.mkdtemp(prefix="hub-", dir=self._pilot.sandbox), "keys.json")
+        self._hub = Hub(keys, self._joined, self._lost)
+        await self._hub.start({"cores_per_node": cores, "path": search_path(), "nodes": nodes})
+        argv = python_argv("rose_hpc.execution.rank", "--connect", str(keys).encode().hex())
+        options = {"ranks": nodes, "cores_per_rank": cores, "name": "supervisors"}
+        task = {"uid": _SUPERVISORS, "executable": argv[0], "arguments": argv[1:]}
+        await self._pilot.submit_tasks([{**task, "task_backend_specific_kwargs": options}])
+        try:
+            await asyncio.wait_for(self._everyone.wait(), JOIN_TIMEOUT_S)
+        except TimeoutError:
+            here = len(self._hub.clients)
+            message = f"only {here} of {nodes} supervisors of the pilot have joined after {JOIN_TIMEOUT_S:g} s"
+            if here == 0:
+                raise EngineError(message, hint=f"see {self.sandbox}") from None
+            log.warning("%s; going on with those", message)
+        if self.pool.failure is not None:
+            raise self.pool.failure
 
-    def link_implicit_data_deps(self, *_: Any, **__: Any) -> None:
-        """Part of the protocol, never called: tasks share a file system."""
+    def _joined(self, client: RemoteClient) -> None:
+        self.pool.add(client, client.cores)
+        log.info("the supervisor on %s has joined, with %d cores", client.node, client.cores)
+        if self._hub is not None and len(self._hub.clients) >= max(1, self._pilot.nodes):
+            self._everyone.set()
 
+    def _lost(self, client: RemoteClient, why: str) -> None:
+        log.warning("%s", why)
+        self.pool.remove(client)
+        if not self.pool.width:
+            self._fail(EngineError(f"no supervisor of the pilot is left: {why}", hint=f"see {self.sandbox}"))
 
-def _make_sandbox(plan: PilotPlan) -> Path:
-    places = (tempfile.gettempdir(), "/tmp")  # noqa: S108 - mkdtemp makes the folder, private and unpredictable
-    try:
-        base = plan.sandbox or Path(tempfile.mkdtemp(prefix="rose-hpc-pilot-", dir=next(filter(shell_safe, places))))
-        if plan.sandbox is not None:
-            base.mkdir(parents=True, exist_ok=True)
-            base = Path(tempfile.mkdtemp(prefix="pilot-", dir=base))
-        for folder in ("home", "tmp", "config", "client"):
-            (base / folder).mkdir()
-    except OSError as error:
-        raise UsageError(f"the pilot's sandbox {error.filename} cannot be made: {error.strerror}") from error
-    return base
+    def _pilot_task_changed(self, task: dict[str, Any], state: str) -> None:
+        """The task of the supervisors has ended: so have all that have not been heard of since."""
+        if self._ended or state == "RUNNING":
+            return
+        cause = task.get("exception") or EngineError(f"the pilot's supervisors ended ({state})")
+        self._fail(EngineError(f"the pilot's supervisors are gone: {cause}", hint=f"see {self.sandbox}"))
 
+    def _fail(self, error: EngineError) -> None:
+        """Everything fails at once, and later attempts too."""
+        self.pool.fail(error)
+        self._everyone.set()
+        if self._hub is not None:
+            for client in list(self._hub.clients.values()):
+                self._hub.forget(client, error.message)
 
-def _why(plan: PilotPlan, message: Mapping[str, Any]) -> str:
-    if message["state"] == "DONE":
-        cause = f"it has ended; its runtime is {plan.runtime_min} min"
-    else:
-        cause = f"it ended as {message['state']}"
-    return f"{cause}: {message['reason']}" if message["reason"] else cause
+    async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> Answer:
+        """As :meth:`AttemptBackend.run`; an attempt whose pilot has failed raises EngineError."""
+        answer = await super().run(attempt, payload, on_start)
+        if answer[0].reason == "lost" and self.pool.failure is not None:
+            raise self.pool.failure
+        return answer
 
-
-def _last_words(sandbox: Path | None) -> str:
-    try:
-        lines = (sandbox or Path()).joinpath("host.log").read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return f": {lines[-1]}" if lines else ""
-
-
-def _task_error(task: Mapping[str, Any], message: Mapping[str, Any]) -> TaskError:
-    name = task.get("name") or task["uid"]
-    lines = message["stderr"].strip().splitlines()
-    said = lines[-1] if lines else message["reason"] if message["exit_code"] is None else ""
-    code = "was not run" if message["exit_code"] is None else f"failed with exit code {message['exit_code']}"
-    return TaskError(f"task {name!r} {code}{f': {said}' if said else ''}", hint=f"see {message['sandbox']}")
+    async def _close(self) -> None:
+        self._ended = True
+        if self._hub is not None:
+            await self._hub.close()
+        await self._pilot.shutdown()

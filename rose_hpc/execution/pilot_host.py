@@ -13,7 +13,7 @@ driver    submit      ``tasks``: list of ``id`` and the fields of TaskPlan
 driver    cancel      ``id``
 driver    close       end the pilot and this process; the end of the socket means the same
 host      state       the pilot's ``state``; ``sandbox`` once there is one
-host      ready       tasks can be submitted
+host      ready       tasks can be submitted: ``nodes`` and ``cores_per_node`` the pilot holds
 host      running     ``id``
 host      done        ``id, state, exit_code, stdout, stderr, sandbox, reason``
 host      ended       the pilot will run nothing more: ``state, reason, sandbox``
@@ -136,6 +136,7 @@ class Host:
         self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._session: Any = None
         self._manager: Any = None
+        self._pilot: Any = None
         self._sandbox = Path.cwd()
         self._final = ""
 
@@ -183,6 +184,7 @@ class Host:
             **{key: plan[key] for key in ("queue", "project", "access_schema", "job_name") if plan[key]},
         }
         pilot = rp.PilotManager(self._session).submit_pilots(rp.PilotDescription(description))
+        self._pilot = pilot
         self._sandbox = Path(urlsplit(str(pilot.pilot_sandbox)).path)
         pilot.register_callback(self._pilot_changed)
         self._pilot_changed(pilot)  # it may have failed before anybody listened
@@ -224,7 +226,8 @@ class Host:
                 self._inbox.put({"op": "active"})  # behind the start, which may still be under way
 
     def _active(self, _: dict[str, Any]) -> None:
-        self._tell("ready")
+        nodes = (self._pilot.resource_details or {}).get("node_list") or []
+        self._tell("ready", nodes=len(nodes), cores_per_node=min((len(node["cores"]) for node in nodes), default=0))
 
     def _ended(self, message: dict[str, Any]) -> None:
         if not self._final:  # once: the callback comes twice

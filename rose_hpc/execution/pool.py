@@ -39,6 +39,14 @@ class Slots:
             if not any(cores <= total for total in self.total.values()) and not turn.done():
                 turn.set_exception(_never(cores, self.total))
         self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
+        self._next()  # who stood behind those may fit
+
+    def fail(self, error: Exception) -> None:
+        """Tell everyone who waits."""
+        for _, turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(error)
+        self._waiting.clear()
 
     async def take(self, cores: int) -> Hashable:
         """Wait until some node has ``cores`` free, take them, and say which.
@@ -99,7 +107,7 @@ class Pool:
     def __init__(self, max_concurrent: int | None = None) -> None:
         self.max_concurrent = max_concurrent
         self.slots = Slots()
-        self._failure: EngineError | None = None
+        self.failure: EngineError | None = None
 
     @property
     def cores(self) -> int:
@@ -119,8 +127,15 @@ class Pool:
         """A supervisor is gone."""
         self.slots.remove(client)
 
+    def fail(self, error: EngineError) -> None:
+        """Nobody is left to do anything: everyone who waits is told, and everyone who comes."""
+        self.failure = self.failure or error
+        self.slots.fail(self.failure)
+
     async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> Answer:
         """Carry out an attempt when and where its cores are free."""
+        if self.failure is not None:
+            raise self.failure
         weight = 1 if self.max_concurrent else attempt.cores
         client = await self.slots.take(weight)
         assert isinstance(client, Client)  # noqa: S101 - only add() puts nodes there

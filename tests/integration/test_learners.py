@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import textwrap
 from pathlib import Path
 
 import programs
@@ -74,7 +75,7 @@ def test_a_program_of_functions(folder: Path) -> None:
     assert (second["a"], second["loss"], second["checked"], second["metric_value"]) == (1, 0.5, 0.5, 2.0)
     assert (first["should_stop"], second["should_stop"]) == (False, True)
     run = programs.run_of(folder)
-    assert [(r["environment"], r["rows"]) for r in projects.records(run, "rank", iteration=1)] == [("a", 1), ("b", 0)]
+    assert {r["environment"]: r["rows"] for r in projects.records(run, "rank", iteration=1)} == {"a": 1, "b": 0}
     assert json.loads((run / "iter-0001" / "policy" / "weights").read_text()) != []
 
 
@@ -188,14 +189,8 @@ def test_stop_ends_the_loop_in_order(tmp_path: Path) -> None:
 
 def test_a_killed_program_goes_on_with_its_configuration(folder: Path) -> None:
     """What set_next_config set is a record: in force from the next iteration on, and after SIGKILL and resume too."""
-    body = (
-        functions(3.5)
-        .replace("async def b(", "async def b(" if False else "async def b(")
-        .replace(
-            "await asyncio.sleep(0)",
-            'if rose_hpc.current_task().iteration == 2 and once("killed"):\n            kill_the_driver()',
-        )
-    )
+    kills = 'if rose_hpc.current_task().iteration == 2 and once("killed"):\n            kill_the_driver()'
+    body = functions(3.5).replace("await asyncio.sleep(0)", kills)
     loop = """
     start = LearnerConfig(environment=TaskConfig(kwargs={"scale": 0.5}))
     async for state in pe.start(initial_config=start):
@@ -324,21 +319,17 @@ TWO = """
 """
 
 
-def two(**changes: str) -> str:
+def two(before_update_returns: str) -> str:
     """Two learners of one program, at once."""
-    text = programs.FUNCTIONS.replace("THRESHOLD", "threshold").strip().replace("\n", "\n    ")
-    for old, new in changes.items():
-        text = text.replace(old, new)
-    return TWO.replace("FUNCTIONS", text)
+    text = programs.FUNCTIONS.replace("THRESHOLD", "threshold").strip()
+    text = text.replace('return {"loss"', before_update_returns + '\n        return {"loss"')
+    return TWO.replace("FUNCTIONS", text.replace("\n", "\n    "))
 
 
 def test_two_learners_of_one_program(tmp_path: Path) -> None:
     """The second has a run of its own inside the first's, with other seeds; resuming the program resumes both."""
-    body = two(
-        **{
-            'return {"loss"': 'threshold > 1 and task.iteration == 1 and once("killed") and kill_the_driver()\n            return {"loss"'
-        }
-    )
+    kills = 'threshold > 1 and task.iteration == 1 and once("killed") and kill_the_driver()'
+    body = two(before_update_returns=kills)
     done = programs.run(programs.write(tmp_path, body))
     assert done.returncode == -signal.SIGKILL
     run = programs.run_of(tmp_path)
@@ -353,9 +344,7 @@ def test_two_learners_of_one_program(tmp_path: Path) -> None:
 
 def test_a_signal_interrupts_all_learners(tmp_path: Path) -> None:
     """SIGTERM to a program with two learners ends both in order, exit code 130, and nothing is left."""
-    body = two(
-        **{'return {"loss"': 'once(f"up-{threshold}"); import time; time.sleep(999)\n            return {"loss"'}
-    )
+    body = two(before_update_returns='once(f"up-{threshold}"); import time; time.sleep(999)')
     programs.write(tmp_path, body)
     with projects.start(cwd=tmp_path, program="program.py") as driver:
         projects.wait_for(lambda: len(list(tmp_path.glob("up-*"))) == 2)
@@ -409,27 +398,24 @@ SLIPS = {
 
 def test_slips_are_usage_errors(tmp_path: Path) -> None:
     """Each is a UsageError that says what to write instead; none of them waits for ever."""
-    attempts = "".join(
-        "try:\n" + "".join(f"    {line}\n" for line in code.splitlines()) + "    print('FINE')\n"
-        "except rose_hpc.RoseHpcError as error:\n    print('ERROR', type(error).__name__, error)\n"
-        for code, _ in SLIPS.values()
-    )
     parts = []
     for number, (code, _) in enumerate(SLIPS.values()):
-        parts.append(
-            f"async def slip_{number}():\n    "
-            + functions(0.5).strip()
-            + "\n"
-            + "".join(f"    {line}\n" for line in code.splitlines())
-        )
-        parts.append(
-            f"try:\n    await slip_{number}()\nexcept rose_hpc.RoseHpcError as error:\n    print('ERROR', type(error).__name__, error)\nelse:\n    print('FINE')"
-        )
-    done = programs.run(programs.write(tmp_path, *parts))
+        slip = "\n".join((functions(0.5).strip("\n"), textwrap.indent(code, "    ")))
+        parts.append(f"async def slip_{number}():\n{slip}\nawait catch(slip_{number}())")
+    top = """
+    async def catch(slip):
+        try:
+            await slip
+            print("TOLD nothing")
+        except rose_hpc.RoseHpcError as error:
+            print("TOLD", type(error).__name__, error)
+    """
+    done = programs.run(programs.write(tmp_path, *parts, top=top))
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("ERROR", "FINE"))]
-    for (name, (_, what)), line in zip(SLIPS.items(), lines, strict=True):
-        assert line.startswith("ERROR UsageError ") and what in line, (name, line)
+    told = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
+    for (name, (_, what)), line in zip(SLIPS.items(), told, strict=True):
+        assert line.startswith("TOLD UsageError "), name
+        assert what in line
 
 
 def test_a_run_of_another_program_is_refused(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ class TestPilot:
 
     def test_a_failed_task_says_why_and_where(self, pilot: Shared) -> None:
         """The error names the task, its exit code, its last words and the folder with the rest."""
-        with pytest.raises(TaskError, match=r"'step' failed with exit code 3: out of fuel; see /.*task\.\d+"):
+        with pytest.raises(TaskError, match=r"'step' exited with code 3: out of fuel; see /.*task\.\d+"):
             pilot.wait(pilot.task("sh -c 'echo starting >&2; echo out of fuel >&2; exit 3'"))
 
     def test_a_program_that_is_not_there_is_named(self, pilot: Shared) -> None:
@@ -208,21 +208,23 @@ class TestPilot:
             "if test $RP_RANK = 0; then touch gone; exit 7; fi\n"
             "until test -e gone; do sleep 0.05; done; touch finished.$RP_RANK.of.$RP_RANKS\n"
         )
-        with pytest.raises(TaskError, match="exit code 7"):
+        with pytest.raises(TaskError, match="exited with code 7"):
             pilot.wait(pilot.task(f"sh {script}", ranks=2))
         assert (tmp_path / "finished.1.of.2").exists()
 
-    def test_a_function_task_is_refused_with_the_way_out(self, pilot: Shared) -> None:
-        """Function tasks fail at once, and say which engine runs them."""
+    def test_a_function_task_runs_in_the_pilot(self, pilot: Shared) -> None:
+        """A function is called in a process of the allocation, and its value comes back."""
 
-        async def function() -> int:
-            return 1
+        async def function(x: int) -> tuple[int, int]:
+            return x + 1, os.getpid()
 
         async def call() -> Any:
-            return await pilot.flow.function_task(function)()
+            return await pilot.flow.function_task(function)(41)
 
-        with pytest.raises(UsageError, match="use the embedded engine"):
-            pilot.wait(call())
+        value, pid = pilot.wait(call())
+        assert value == 42
+        assert pid != os.getpid()
+        assert pid in descendants(os.getpid())
 
     def test_a_cancelled_task_ends_its_processes(self, pilot: Shared, tmp_path: Path) -> None:
         """After the cancellation is reported, the task's process is gone."""

@@ -43,11 +43,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def kill_when(driver: subprocess.Popen[str], run: Path, **wanted: Any) -> None:
     """SIGKILL the driver once the journal has such a record, and see everything end."""
-    with driver:
-        try:
-            projects.wait_for(lambda: projects.records(run, **wanted) if wanted else (run / "journal.jsonl").exists())
-        finally:
-            driver.kill()
+    with driver:  # its end kills
+        projects.wait_for(lambda: projects.records(run, **wanted) if wanted else (run / "journal.jsonl").exists())
     assert driver.returncode == -signal.SIGKILL
     projects.wait_for(lambda: not projects.processes_of(run), 10)
 
@@ -81,7 +78,7 @@ def test_many_kills_change_nothing(undisturbed: dict[str, Any], tmp_path: Path) 
         known = len(projects.records(run)) if count else 0
         with projects.start(*arguments, cwd=tmp_path) as driver:
             projects.wait_for(lambda known=known: len(projects.records(run)) >= known + 3)
-            driver.kill()
+        assert driver.returncode == -signal.SIGKILL
         arguments = ("resume", "r")
     assert projects.rose_hpc("resume", run).returncode == 0
     assert projects.essence(run) == undisturbed
@@ -101,9 +98,9 @@ def test_ended_ranks_are_not_run_again(tmp_path: Path) -> None:
     """
     run = toy(tmp_path) / "r"
     projects.write_project(tmp_path, environment=environment, config=(tmp_path / "config.toml").read_text())
-    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
-    projects.wait_for((tmp_path / "waits").exists)
-    kill_when(driver, run, kind="rank", environment="env_1")
+    with projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path) as driver:
+        projects.wait_for((tmp_path / "waits").exists)
+        kill_when(driver, run, kind="rank", environment="env_1")
     (tmp_path / "go").touch()
     assert projects.rose_hpc("resume", run, "--max-iterations", 1).returncode == 3
     assert sorted((tmp_path / "ran").read_text().split()) == ["env_1", "env_2", "env_2"]

@@ -47,10 +47,10 @@ def ended(driver: subprocess.Popen[str], run: Path) -> str:
 def test_a_signal_ends_everything_and_the_run_goes_on(number: signal.Signals, whole_group: bool, folder: Path) -> None:
     """Exit code 130, an end record, no process left, even of a rank that ignores TERM; then `resume` converges."""
     run = stubborn(folder)
-    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=folder)
-    projects.wait_for((folder / "ready").exists)
-    os.killpg(driver.pid, number) if whole_group else driver.send_signal(number)
-    out = ended(driver, run)
+    with projects.start("run", "config.toml", "--run-dir", "r", cwd=folder) as driver:
+        projects.wait_for((folder / "ready").exists)
+        os.killpg(driver.pid, number) if whole_group else driver.send_signal(number)
+        out = ended(driver, run)
     assert f"interrupted by {number.name}; go on with `rose-hpc resume " in out
     assert out.splitlines()[-1] == str(run)
     (end,) = projects.records(run, "end")
@@ -66,10 +66,10 @@ def test_a_signal_ends_everything_and_the_run_goes_on(number: signal.Signals, wh
 def test_an_update_is_interrupted_too(tmp_path: Path) -> None:
     """In whatever stage; the half-changed policy is not published, and the resumed run has no trace of it."""
     run = stubborn(tmp_path, "update")
-    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
-    projects.wait_for((tmp_path / "ready").exists)
-    driver.send_signal(signal.SIGTERM)
-    ended(driver, run)
+    with projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path) as driver:
+        projects.wait_for((tmp_path / "ready").exists)
+        driver.send_signal(signal.SIGTERM)
+        ended(driver, run)
     assert not (run / "iter-0000" / "policy").exists()
     (tmp_path / "go").touch()
     assert projects.rose_hpc("resume", run).returncode == 0
@@ -79,13 +79,13 @@ def test_an_update_is_interrupted_too(tmp_path: Path) -> None:
 def test_an_impatient_user_changes_nothing(tmp_path: Path) -> None:
     """Ctrl-C again and again, while it ends: it still ends everything, and the run can be resumed."""
     run = stubborn(tmp_path)
-    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
-    projects.wait_for((tmp_path / "ready").exists)
-    driver.send_signal(signal.SIGINT)
-    projects.wait_for(lambda: projects.records(run, "end"))
-    for _ in range(3):
+    with projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path) as driver:
+        projects.wait_for((tmp_path / "ready").exists)
         driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=PATIENCE_S)
+        projects.wait_for(lambda: projects.records(run, "end"))
+        for _ in range(3):
+            driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 130
     projects.wait_for(lambda: not projects.processes_of(run), 10)
     (tmp_path / "go").touch()
@@ -96,10 +96,10 @@ def test_an_impatient_user_changes_nothing(tmp_path: Path) -> None:
 def test_a_signal_before_anything_ran(number: signal.Signals, tmp_path: Path) -> None:
     """A run that is interrupted while it starts leaves nothing running, and can be resumed."""
     run = stubborn(tmp_path)
-    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
-    projects.wait_for(lambda: (run / "owner.json").exists())
-    driver.send_signal(number)
-    ended(driver, run)
+    with projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path) as driver:
+        projects.wait_for(lambda: (run / "owner.json").exists())
+        driver.send_signal(number)
+        ended(driver, run)
     (tmp_path / "go").touch()
     assert projects.rose_hpc("resume", run).returncode == 0
 
@@ -107,15 +107,16 @@ def test_a_signal_before_anything_ran(number: signal.Signals, tmp_path: Path) ->
 def test_ranks_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     """A supervisor that is killed takes its ranks with it; the driver says so, and the run can be resumed."""
     run = stubborn(tmp_path)
-    driver = projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
-    projects.wait_for((tmp_path / "ready").exists)
-    (supervisor,) = [
-        int(entry.name)
-        for entry in Path("/proc").glob("[0-9]*")
-        if (entry / "stat").exists() and (entry / "stat").read_text().rsplit(")", 1)[1].split()[1] == str(driver.pid)
-    ]
-    os.kill(supervisor, signal.SIGKILL)
-    _, errors = driver.communicate(timeout=PATIENCE_S)
+    with projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path) as driver:
+        projects.wait_for((tmp_path / "ready").exists)
+        (supervisor,) = [
+            int(entry.name)
+            for entry in Path("/proc").glob("[0-9]*")
+            if (entry / "stat").exists()
+            and (entry / "stat").read_text().rsplit(")", 1)[1].split()[1] == str(driver.pid)
+        ]
+        os.kill(supervisor, signal.SIGKILL)
+        _, errors = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 1
     assert "environment env_1 failed in iteration 0: it was lost: its supervisor died" in errors
     assert projects.processes_of(run) == []

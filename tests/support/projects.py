@@ -151,9 +151,18 @@ LIGHT = {
 }
 
 
-def start(*arguments: object, cwd: Path, program: str | None = None, **env: str) -> subprocess.Popen[str]:
+class Driver(subprocess.Popen[str]):
+    """A driver under way, which a test that ends does not leave behind."""
+
+    def __exit__(self, *error: Any) -> None:
+        if self.poll() is None:
+            self.kill()
+        super().__exit__(*error)
+
+
+def start(*arguments: object, cwd: Path, program: str | None = None, **env: str) -> Driver:
     """The command line (or a Python ``program``) in a process group of its own, as a terminal's job is."""
-    return subprocess.Popen(
+    return Driver(
         [sys.executable, *([program] if program else ["-m", "rose_hpc"]), *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, **env},

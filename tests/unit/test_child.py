@@ -160,7 +160,9 @@ def test_a_program_that_is_not_there_is_an_error():
 
 def test_an_end_takes_the_whole_group(path, log):
     """When its leader has ended, what it left running in the background is ended too, though it ignores TERM."""
-    process = sh("""sh -c 'trap "" TERM HUP; echo "pid $$"; while :; do sleep 1; done' & exit 0""")
+    process = sh(
+        """sh -c 'trap "" TERM HUP; echo "pid $$"; i=0; while [ $i -lt 60 ]; do sleep 1; i=$((i+1)); done' & exit 0"""
+    )
     process.log = log
     until_read(process, b"\n", path)
     background = int(path.read_text().split()[1])

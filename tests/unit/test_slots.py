@@ -144,6 +144,25 @@ def test_a_cancelled_request_lets_the_next_through():
     asyncio.run(scenario())
 
 
+def test_cores_given_to_one_that_is_cancelled_are_not_lost():
+    """Who is cancelled after it was its turn, and before it knew, has its cores given to the next."""
+
+    async def scenario() -> None:
+        slots = Slots()
+        slots.add("only", 1)
+        node = await slots.take(1)
+        unlucky, following = (asyncio.create_task(slots.take(1)) for _ in range(2))
+        await asyncio.sleep(0)
+        slots.give(node, 1)
+        unlucky.cancel()
+        assert await asyncio.wait_for(following, 10) == "only"
+        assert unlucky.cancelled()
+        slots.give(node, 1)
+        assert slots.free == {"only": 1}
+
+    asyncio.run(scenario())
+
+
 def test_what_can_never_be_given_is_refused():
     """A request for more than any node has is an error at once, not a wait for ever."""
 
