@@ -16,7 +16,7 @@ NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"$$/\1/p' pyproject.toml
 SHELL_SCRIPTS := .ci/run $(wildcard jobscripts/*.sbatch tests/support/*.sh)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint style types tests bench clean
+.PHONY: demo test packages lint style types tests bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-cartpole
@@ -27,7 +27,10 @@ demo: $(VENV)/.installed-cartpole
 	    "$(BIN)/rose-hpc logs $$run" "ls -R $$run"; \
 	exit $$code
 
-test: lint tests
+test: packages lint tests
+
+packages:
+	@tests/support/install_packages.sh
 
 lint: style types
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -50,7 +51,7 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
     return [*sets, *([f"loop.max_iterations={max_iterations}"] if max_iterations else [])]
 
 
-def drive_shown(run: RunDir, changes: Sequence[str] = ()) -> int:
+def drive_shown(run: RunDir, changes: Sequence[str] = (), engine: str = "auto") -> int:
     """Drive the run with a display: live on a terminal, else lines, the last one the run directory. The exit code."""
     from rose_hpc.report.view import LiveView, PlainView
 
@@ -58,22 +59,23 @@ def drive_shown(run: RunDir, changes: Sequence[str] = ()) -> int:
         from rich.console import Console
 
         with LiveView(Console()) as view:
-            code = drive(run, [view], changes)
+            code = drive(run, [view], changes, engine)
         Console().print(f"\n  status   {run.command('status')}\n  logs     {run.command('logs')}", highlight=False)
         return code
     try:
-        return drive(run, [PlainView(sys.stdout)], changes)
+        return drive(run, [PlainView(sys.stdout)], changes, engine)
     finally:
         print(run.path, flush=True)  # noqa: T201 - the last line (contract)
 
 
-def drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str] = ()) -> int:
+def drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str] = (), engine: str = "auto") -> int:
     """Drive the run to its end.
 
     Args:
         run: the run.
         observers: who watches.
         changes: what :func:`change_run` changed.
+        engine: ``auto``, ``embedded`` or ``pilot``.
 
     Returns:
         the exit code of how it ended.
@@ -85,18 +87,18 @@ def drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str] = (
     logging.getLogger("radical.asyncflow").setLevel(logging.ERROR)  # it warns of every orderly end
     for number in (signal.SIGTERM, signal.SIGHUP):  # until the loop has handlers of its own
         signal.signal(number, _interrupt_start)
-    return asyncio.run(_drive(run, observers, changes))
+    return asyncio.run(_drive(run, observers, changes, engine))
 
 
 def _interrupt_start(number: int, _frame: object) -> NoReturn:
     raise Interrupted(f"interrupted by {signal.Signals(number).name} before anything was done")
 
 
-async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str]) -> int:
+async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str], engine: str) -> int:
     from rose_hpc.config import load_config
     from rose_hpc.cores import available_cores
     from rose_hpc.execution.engine import Engine
-    from rose_hpc.execution.local import EmbeddedExecutionBackend
+    from rose_hpc.execution.select import choose_engine, make_backend
     from rose_hpc.loop import Loop
     from rose_hpc.session import Session, clear_scratch
     from rose_hpc.stages import Stages
@@ -107,14 +109,19 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
     session = Session(run, observers)
     try:
         clear_scratch(run)
-        backend = EmbeddedExecutionBackend(config.loop.max_concurrent)
-        check_fits(workflow, available_cores())
+        engine_name = choose_engine(engine)
+        if engine_name == "embedded":
+            check_fits(workflow, available_cores())
+        resources: dict[str, Any] = {"resource": config.pilot.resource, "access_schema": config.pilot.access_schema}
+        if config.pilot.runtime_min is not None:
+            resources["runtime"] = math.ceil(config.pilot.runtime_min)
+        backend = make_backend(engine_name, config.loop.max_concurrent, resources)
         session.begin(run_facts(workflow, config.seed), changes)
         await backend  # the supervisor starts while asyncflow is imported
         asyncflow = await _workflow_engine(backend, run)
         try:
-            engine = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
-            loop = Loop(Stages(session, workflow, engine))
+            carrier = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
+            loop = Loop(Stages(session, workflow, carrier))
             with interrupts(loop):
                 async for _ in loop.iterations():
                     pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +12,60 @@ from rose_hpc import rundir
 from rose_hpc.journal import read_journal
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
+from rose_hpc.slurm import view
+from rose_hpc.slurm.queue import NOT_ASKED, Queue, ask
+from rose_hpc.slurm.records import JobRecord, read_records
 
 
-def state_of(run: RunDir, progress: Progress) -> str:
-    """``running``, ``stopped``, or how it ended: ``failed``, ``converged``, ``max_iterations``."""
-    if progress.end is not None:
-        return str(progress.end["state"])
-    return "running" if rundir.owner_lives(run) else "stopped"
+@dataclass(frozen=True)
+class Sight:
+    """A run's files, read once.
+
+    Raises (:meth:`of`):
+        RunError: when it is not a run, or its journal is damaged.
+    """
+
+    run: RunDir
+    records: list[dict[str, Any]]
+    progress: Progress
+    jobs: list[JobRecord]
+
+    @classmethod
+    def of(cls, run: RunDir) -> Sight:
+        """Read them."""
+        records = read_journal(run.journal)
+        return cls(run, records, Progress.of(records), read_records(run))
+
+
+def ask_for(sights: Iterable[Sight]) -> Queue:
+    """What Slurm says of the jobs of these runs: at most one call, and none when their files say all."""
+    return ask(job for sight in sights if view.is_open(sight.progress, sight.jobs) for job in sight.jobs)
 
 
 def standing(run: RunDir) -> dict[str, Any]:
-    """The facts of ``status RUN --json`` (contract); plain data.
+    """The facts of ``status RUN --json`` (contract); plain data, from the files alone.
 
     Raises:
         RunError: when it is not a run, or its journal is damaged.
     """
-    records = read_journal(run.journal)
-    progress = Progress.of(records)
+    return standing_of(Sight.of(run), NOT_ASKED)
+
+
+def standing_of(sight: Sight, queue: Queue) -> dict[str, Any]:
+    """The same, with what Slurm said."""
+    run, records, progress = sight.run, sight.records, sight.progress
     facts = progress.run
-    state = state_of(run, progress)
+    verdict = view.decide(progress, progress.end is None and rundir.owner_lives(run), sight.jobs, queue)
+    state = verdict.state
+    jobs = view.job_facts(sight.jobs, queue)
     best = progress.best(facts.get("operator") or ">")
     newest = max(progress.updates, default=None)
     return {
         "run": str(run.path),
         "name": facts.get("name", run.name),
         "state": state,
-        "reason": (progress.end or {}).get("reason"),
+        "reason": (progress.end or {}).get("reason") if state not in ("pending", "running") else None,
+        "note": verdict.note,
         "iteration": progress.iteration,
         "max_iterations": facts.get("max_iterations"),
         "stage": progress.stage if state == "running" and records else None,
@@ -50,12 +80,19 @@ def standing(run: RunDir) -> dict[str, Any]:
         "nan_rewards": progress.nan_rewards,
         "seed": facts.get("seed"),
         "environments": len(facts.get("environments", ())),
-        "jobs": [record["job"] for record in progress.jobs if record.get("job")],
+        "ranks": view.ranks(run, progress) if state == "running" else None,
+        "jobs": list(dict.fromkeys(job for job in (*_driven(progress), *(each["job"] for each in jobs)) if job)),
+        "slurm": jobs,
+        "node_hours": view.node_hours(records, sight.jobs, queue),
         "drivers": len(progress.jobs),
         "owner": rundir.read_owner(run) if state == "running" else None,
         "started": records[0]["time"] if records else None,
         "updated": records[-1]["time"] if records else None,
     }
+
+
+def _driven(progress: Progress) -> list[str]:
+    return [str(record["job"]) for record in progress.jobs if record.get("job")]
 
 
 def _policy(run: RunDir, iteration: int | None) -> str | None:
@@ -83,8 +120,14 @@ def describe(facts: dict[str, Any]) -> str:
         "best policy": facts["best_policy"] or "none yet",
         "updated": _ago(facts["updated"]),
     }
+    if facts["ranks"] and facts["stage"] == "collect":
+        lines["ranks"] = "{running} running, {done} done, of {all}".format(**facts["ranks"])
     if facts["jobs"]:
-        lines["jobs"] = ", ".join(map(str, facts["jobs"]))
+        lines["jobs"] = "; ".join(map(view.describe_job, facts["slurm"])) or ", ".join(facts["jobs"])
+    if facts["node_hours"] is not None:
+        lines["node-hours"] = f"{facts['node_hours']:.2f}"
+    if facts["note"]:
+        lines["note"] = facts["note"]
     if facts["state"] in ("stopped", "failed"):
         lines["next"] = RunDir(Path(facts["run"])).command("resume")
     return "\n".join(f"{key + ':':<13}{value}" for key, value in lines.items())
@@ -96,7 +139,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     for facts in rows:
         reward = "-" if facts["reward"] is None else f"{facts['reward']:g}"
         threshold = f"{facts['operator']} {facts['threshold']:g}" if facts["metric"] else "-"
-        cells.append((facts["run"], facts["state"], str(facts["iteration"]), reward, threshold, _ago(facts["updated"])))
+        why = next((f" ({job['reason']})" for job in facts["slurm"] if job["state"] == "PENDING" and job["reason"]), "")
+        state = facts["state"] + (why if facts["state"] == "pending" else "")
+        cells.append((facts["run"], state, str(facts["iteration"]), reward, threshold, _ago(facts["updated"])))
     widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _BY_HAND = (
     "to try a script by hand, set what a run would: ROSE_HPC_STAGE=collect ROSE_HPC_SEED=0 ROSE_HPC_SHARD=shard.h5 "
-    "for an environment, ROSE_HPC_STAGE=update ROSE_HPC_BANK=shard.h5 ROSE_HPC_POLICY=folder ROSE_HPC_STATE=folder for an update"
+    "for an environment, ROSE_HPC_STAGE=update ROSE_HPC_BANK=shard.h5 ROSE_HPC_POLICY=folder ROSE_HPC_STATE=folder "
+    "for an update"
 )
 #: set where a function runs in a thread of somebody else's process, whose environment is not ours to change
 _variables: ContextVar[Mapping[str, str] | None] = ContextVar("rose_hpc_task", default=None)

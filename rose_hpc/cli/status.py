@@ -21,15 +21,18 @@ def command(run: Path | None, as_json: bool) -> None:
     Example: rose-hpc status runs/cartpole-7f3a --json
     """
     if run is not None:
-        facts = standing.standing(rundir.find(run))
+        sight = standing.Sight.of(rundir.find(run))
+        facts = standing.standing_of(sight, standing.ask_for([sight]))
         options.print_json(facts) if as_json else click.echo(standing.describe(facts))
         return
-    found = []
+    sights = []
     for entry in rundir.find_all():
         try:
-            found.append(standing.standing(entry))
+            sights.append(standing.Sight.of(entry))
         except RunError as error:  # one damaged run must not hide the others
             click.echo(f"rose-hpc: warning: {error}", err=True)
+    queue = standing.ask_for(sights)  # once, for all of them
+    found = [standing.standing_of(sight, queue) for sight in sights]
     if as_json:
         options.print_json(found)
     elif found:

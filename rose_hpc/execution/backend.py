@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -163,6 +164,9 @@ class AttemptBackend:
             await asyncio.wait(running, timeout=GRACE_S + 1)
         self._started = False
         await self._close()
+        if self.is_attached:
+            with suppress(OSError):  # asyncflow made a folder for logs; nothing may have needed it
+                Path(self._work_dir).rmdir()
 
     def build_task(self, uid: str, task_desc: dict[str, Any], task_specific_kwargs: dict[str, Any]) -> None:
         """Nothing to prepare."""

@@ -128,7 +128,9 @@ class Engine:
             message = f"ran longer than its timeout_s of {attempt.timeout_s:g}" if attempt.timeout_s else "timed out"
             return _failed(attempt, message, TimeoutError(message), "timeout"), None
         except EngineError as error:
-            return _failed(attempt, f"raised {error.message}", error.__cause__ or error), None
+            cause = error.__cause__ or error
+            message = str(cause) if isinstance(cause, _CalledExit) else f"raised {error.message}"
+            return _failed(attempt, message, cause), None
         return Outcome(
             attempt.id, ok=True, seconds=round(time.monotonic() - began, 4), node=socket.gethostname(), info=info
         ), value
@@ -156,6 +158,10 @@ def _failed(attempt: Attempt, message: str, error: BaseException, reason: str = 
     return Outcome(attempt.id, ok=False, reason=reason, message=message, node=socket.gethostname(), tail=tail)
 
 
+class _CalledExit(Exception):
+    """What a function did instead of returning."""
+
+
 async def _call_here(
     variables: Mapping[str, str],
     seal: Mapping[str, Any] | None,
@@ -169,9 +175,12 @@ async def _call_here(
     from rose_hpc.task import task_variables
 
     with task_variables(variables):
-        value = function(*args, **kwargs)
-        if inspect.isawaitable(value):
-            value = await value
+        try:
+            value = function(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = await value
+        except SystemExit as error:  # asyncflow would let it end the whole program
+            raise _CalledExit(f"called sys.exit({error.code!r})") from error
     if seal is None or not Path(variables["ROSE_HPC_SHARD"]).exists():
         return value, None
     from rose_hpc.experience.shard import seal as seal_shard

@@ -21,6 +21,7 @@ from typing import Any
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import Child, Log, python_argv
 from rose_hpc.execution.frames import pack, receive
+from rose_hpc.execution.orphans import ATTEMPT_VARIABLE, adopt, end_all_orphans, end_orphans
 
 #: what a task finds in its environment (contract): never inherited from a task that we run in
 TASK_VARIABLES = tuple(
@@ -91,6 +92,7 @@ class Supervisor:
         self.waiting: deque[Job] = deque()  # for the service
         self.path: list[str] = []
         self.done = False
+        adopt()
         self.after_round: Callable[[], None] = lambda: None
 
     # -- what the driver asks ------------------------------------------------------------------------------------------
@@ -137,6 +139,7 @@ class Supervisor:
         env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
         env.setdefault("PYTHONUNBUFFERED", "1")  # a log shows what was printed before a kill
         env.update(_with_deadline(attempt))
+        env[ATTEMPT_VARIABLE] = attempt.id
         try:
             job.child = Child(attempt.argv, cwd=attempt.cwd, env=env)
         except (OSError, ValueError) as error:
@@ -179,6 +182,7 @@ class Supervisor:
     def _command_ended(self, job: Job) -> None:
         assert job.child is not None  # noqa: S101 - it has just ended
         code = job.child.reap()
+        end_orphans({child.pid for child in self.children}, job.attempt.id)
         job.outcome = replace(job.outcome, exit_code=code, max_rss_mb=job.child.max_rss_mb)
         if job.child.end_why or code != 0:
             self._finish(job, *_why(job.child, code, job.attempt.timeout_s))
@@ -301,6 +305,7 @@ class Supervisor:
         """Now: the driver is gone."""
         for child in self.children:
             child.signal(signal.SIGKILL)
+        end_all_orphans(timeout_s=2.0)
         self.done = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import secrets
@@ -97,6 +98,24 @@ def write_all(fd: int, view: memoryview, offset: int) -> None:
     while view:
         count = os.pwrite(fd, view, offset)
         view, offset = view[count:], offset + count
+
+
+def reserve(fd: int, size: int) -> None:
+    """Have the file system set aside the first ``size`` bytes of a file, where it can.
+
+    Writing then takes half the time on a local disk, and a full one is found before anything is copied. Not
+    ``os.posix_fallocate``: where the file system cannot, the C library writes to every block by itself.
+
+    Raises:
+        OSError: when there is no such space.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not size or not hasattr(libc, "fallocate64"):  # other systems than Linux with glibc
+        return
+    if libc.fallocate64(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+        number = ctypes.get_errno()
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise OSError(number, os.strerror(number))
 
 
 def copy_range(source: int, source_offset: int, target: int, target_offset: int, size: int) -> None:

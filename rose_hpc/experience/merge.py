@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from rose_hpc.errors import DamagedError, FormatError, UsageError
 from rose_hpc.experience.digest import CHUNK, ChunkDigests, chunks_in, column_digest, leaf
-from rose_hpc.experience.files import BUFFER, UnreadableError, copy_range, opened, publishing, read_into, write_all
+from rose_hpc.experience.files import BUFFER, UnreadableError, copy_range, opened, publishing, read_into, reserve, write_all
 from rose_hpc.experience.format import create, read_info, write_info
 from rose_hpc.experience.plan import MergePlan, Piece, plan_pieces
 from rose_hpc.experience.plan import plan_spans as plan_spans
@@ -58,6 +58,7 @@ def merge_shards(
     with publishing(bank, fsync=fsync) as scratch:
         columns = create(scratch, plan.columns, plan.rows)
         with opened(scratch, os.O_RDWR) as fd:
+            reserve(fd, os.fstat(fd).st_size)
             copying = _Copying(shards, columns, fd, verify)
             columns = renamed(columns, digest=_copy(copying, plan, workers or _default_workers(plan)))
         known = plan.attributes | extra

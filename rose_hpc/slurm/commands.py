@@ -24,7 +24,12 @@ SUBMIT_TIMEOUT_S = 120.0
 
 #: what Slurm says when its controller cannot be reached, or did not answer in time
 _AWAY = ("unable to contact slurm controller", "socket timed out", "connection refused", "connect failure")
-_AWAY_TOO = ("zero bytes were transmitted", "unable to establish controller", "unexpected message received", "timed out")
+_AWAY_TOO = (
+    "zero bytes were transmitted",
+    "unable to establish controller",
+    "unexpected message received",
+    "timed out",
+)
 
 
 class SlurmError(RoseHpcError):

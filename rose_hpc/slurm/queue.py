@@ -15,7 +15,9 @@ _FORMAT = "%A|%T|%r|%M|%L|%D|%C|%N|%S|%k"
 _FIELDS = _FORMAT.count("|")
 
 #: states of a job that waits for nodes, or for its turn again
-QUEUED = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+QUEUED = frozenset(
+    {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+)
 #: states of a job that has nodes
 RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 #: nodes are still being cleaned up; the job itself has ended
@@ -96,7 +98,9 @@ def ask(records: Iterable[JobRecord]) -> Queue:
         return NOT_ASKED
     if not available("squeue"):
         return Queue({}, time.time(), "there is no squeue on this machine")
-    return read_queue(call(("squeue", "--noheader", "--states=all", f"--user={','.join(users)}", f"--format={_FORMAT}")))
+    return read_queue(
+        call(("squeue", "--noheader", "--states=all", f"--user={','.join(users)}", f"--format={_FORMAT}"))
+    )
 
 
 def read_queue(answer: Answer) -> Queue:

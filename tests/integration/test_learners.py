@@ -38,12 +38,9 @@ LEARN = """
 """
 
 
-def functions(threshold: float, **replaced: str) -> str:
-    """The functions' program text, with some statements replaced."""
-    text = programs.FUNCTIONS.replace("THRESHOLD", str(threshold))
-    for old, new in replaced.items():
-        text = text.replace(f"def {old}(", f"def {old}_(", 1) + new
-    return text
+def functions(threshold: float) -> str:
+    """The functions' program text."""
+    return programs.FUNCTIONS.replace("THRESHOLD", str(threshold))
 
 
 def test_a_program_of_commands(folder: Path) -> None:
@@ -81,14 +78,13 @@ def test_a_program_of_functions(folder: Path) -> None:
 
 def test_the_decorated_function_stays_the_users(tmp_path: Path) -> None:
     """Decorators give back the function they were given, so that it can be called and tested."""
-    body = (
-        functions(9)
-        + """
-    assert update([0], 1) == 1 if False else callable(update)
+    check = """
     assert asyncio.iscoroutinefunction(b) and not asyncio.iscoroutinefunction(a)
+    assert check.__name__ == "check" and update.__name__ == "update"
+    assert pe.update_task(as_executable=False)(update) is update
     """
-    )
-    assert programs.run(programs.write(tmp_path, body)).returncode == 0
+    done = programs.run(programs.write(tmp_path, functions(9), check))
+    assert done.returncode == 0, done.stderr
 
 
 FAILURES = {
