@@ -22,7 +22,7 @@ from typing import Any
 from rose_hpc.cores import available_cores
 from rose_hpc.errors import EngineError
 from rose_hpc.execution.attempt import Attempt, Outcome
-from rose_hpc.execution.child import python_argv
+from rose_hpc.execution.child import GRACE_S, python_argv
 
 log = logging.getLogger(__name__)
 
@@ -138,8 +138,13 @@ class Engine:
     async def _await(self, future: Any) -> Any:
         """A future of asyncflow; our cancellation becomes the task's, and the task's failure an EngineError."""
         try:
-            return await future
+            # Shielded, because asyncflow's futures start a task when they are cancelled, which fails in a loop that has
+            # stopped: where one of a program's learners is interrupted, asyncio.run cancels the others like that.
+            return await asyncio.shield(future)
         except asyncio.CancelledError:
+            if not future.done():
+                future.cancel()  # passed on to the backend: it is done when the backend says so
+                await asyncio.wait([future], timeout=GRACE_S + 2)
             raise
         except Exception as error:
             raise EngineError(f"{type(error).__name__}: {error}") from error

@@ -42,11 +42,23 @@ def end_orphans(known: Collection[int], attempt: str | None) -> list[int]:
     return killed
 
 
-def end_all_orphans(timeout_s: float) -> None:
-    """Kill adopted processes until there are none: those that die hand their own children on to us."""
+def end_all_orphans(dying: Collection[int], timeout_s: float) -> None:
+    """Kill adopted processes until there are none: those that die hand their own children on to us.
+
+    Args:
+        dying: children of ours that have been killed; they are not reaped here.
+        timeout_s: after which the rest is left to the kernel.
+    """
     deadline = time.monotonic() + timeout_s
-    while end_orphans((), None) and time.monotonic() < deadline:
+    while time.monotonic() < deadline and (end_orphans(dying, None) or not all(map(_is_zombie, dying))):
         time.sleep(0.01)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True  # gone
 
 
 def _children() -> list[int]:

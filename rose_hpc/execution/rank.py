@@ -35,6 +35,7 @@ HEARTBEAT_CHECK_S = 2.0
 def serve(control: socket.socket) -> None:
     """Serve the driver at the other end of ``control`` until it is gone."""
     supervisor = Supervisor(lambda message, payload: _send(control, message, payload))
+    supervisor.adopt()
     unpacker = Unpacker()
 
     def on_control() -> None:
@@ -76,6 +77,7 @@ def once(spec_path: Path) -> int:
             supervisor.kill_everything()
 
     supervisor = Supervisor(report)
+    supervisor.adopt()
     _on_sigterm(supervisor)
     supervisor.start(Attempt.from_json(spec["attempt"]), b"")
     supervisor.run(check_driver, HEARTBEAT_CHECK_S)

@@ -92,6 +92,7 @@ def serve(keys: Path) -> None:
     from rose_hpc.execution.hub import BEAT_S
 
     supervisor = Supervisor(lambda message, payload: link.send(message, payload))
+    supervisor.adopt()
     link = Link(keys, supervisor.node)
     supervisor.handle({"op": "hello", "path": link.facts["path"], "service": True}, b"")
 

@@ -92,8 +92,13 @@ class Supervisor:
         self.waiting: deque[Job] = deque()  # for the service
         self.path: list[str] = []
         self.done = False
-        adopt()
+        self._adopts = False
         self.after_round: Callable[[], None] = lambda: None
+
+    def adopt(self) -> None:
+        """Take every orphan of this process's descendants for an attempt's; for a process that does nothing else."""
+        adopt()
+        self._adopts = True
 
     # -- what the driver asks ------------------------------------------------------------------------------------------
 
@@ -182,7 +187,8 @@ class Supervisor:
     def _command_ended(self, job: Job) -> None:
         assert job.child is not None  # noqa: S101 - it has just ended
         code = job.child.reap()
-        end_orphans({child.pid for child in self.children}, job.attempt.id)
+        if self._adopts:
+            end_orphans({child.pid for child in self.children}, job.attempt.id)
         job.outcome = replace(job.outcome, exit_code=code, max_rss_mb=job.child.max_rss_mb)
         if job.child.end_why or code != 0:
             self._finish(job, *_why(job.child, code, job.attempt.timeout_s))
@@ -305,7 +311,8 @@ class Supervisor:
         """Now: the driver is gone."""
         for child in self.children:
             child.signal(signal.SIGKILL)
-        end_all_orphans(timeout_s=2.0)
+        if self._adopts:
+            end_all_orphans({child.pid for child in self.children}, timeout_s=2.0)
         self.done = True
 
 

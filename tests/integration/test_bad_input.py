@@ -91,8 +91,6 @@ def check_failure(folder: Path, done: subprocess.CompletedProcess[str], who: str
 BROKEN = {
     "exits": ("sys.exit(3)", "exited with code 3"),
     "writes nothing": ("sys.exit(0)", r"wrote no shard to \$ROSE_HPC_SHARD"),
-    "other columns": ("columns['logits'] = np.ones(3)", "wrote column logits as float64, unlike the nothing of"),
-    "other dtypes": ("columns['rewards'] = np.ones(3, np.float32)", "wrote column rewards as float32, unlike"),
     "not a shard": ("open(os.environ['ROSE_HPC_SHARD'], 'w').write('x' * 9999); sys.exit(0)", "shard|HDF5"),
     "an empty file": ("open(os.environ['ROSE_HPC_SHARD'], 'w'); sys.exit(0)", "shard|HDF5|empty"),
     "is killed": ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
@@ -113,6 +111,22 @@ def test_a_broken_environment_is_named_and_the_run_goes_on(broken: str, what: st
     assert resumed.returncode == 0, resumed.stderr
     assert f"warning: {folder / 'environment.py'} changed" in resumed.stdout
     assert (folder / "ran").read_text().split().count("good0") == 1
+
+
+@pytest.mark.parametrize("first", ["good", "bad"])
+def test_of_two_that_do_not_fit_both_run_again(first: str, tmp_path: Path) -> None:
+    """The second of two environments with other columns is named, with both; whichever was wrong, mending it helps."""
+    second = "bad" if first == "good" else "good"
+    config = CONFIG.replace('"good"', "FIRST").replace('"bad"', f'"{second}"').replace("FIRST", f'"{first}"')
+    folder = project(tmp_path, "columns['rewards'] = np.ones(3, np.float32)", config=config)
+    line = error_of(run(folder, "--set", "loop.max_concurrent=1"))
+    types = {"good": "float64", "bad": "float32"}
+    assert f"environment {second} failed in iteration 0: it wrote column rewards as {types[second]}" in line
+    assert f", unlike the {types[first]} of environment {first}; see " in line
+    project(folder, config=config)
+    resumed = projects.rose_hpc("resume", folder / "r 'x'")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (folder / "ran").read_text().split() == [f"{first}0", f"{second}0"] * 2
 
 
 def test_columns_are_held_against_the_banks_before(tmp_path: Path) -> None:

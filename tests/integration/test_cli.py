@@ -16,7 +16,6 @@ import pytest
 
 from rose_hpc.cli import _COMMANDS
 
-
 HEAVY = ("numpy", "h5py", "radical", "pydantic", "asyncio", "zmq")
 
 
@@ -204,7 +203,7 @@ with rose_hpc.current_task().shard() as shard:
     assert code == 0
     assert re.search(shown, text)
     assert re.search(r"env_1 +━+ +\d+\.\d s", text)
-    assert re.search(r"last merge: 1,000 rows, 0\.0 MB at [\d,]+ MB/s; 1,000 rows in all", text)
+    assert re.search(r"last merge: 1,000 rows, \d+ kB at [\d,.]+ MB/s; 1,000 rows in all", text)
     assert re.search(r"iteration 1: MODEL_REWARD 2 +\(1,000 rows", text)
     assert "converged: MODEL_REWARD 2 > 1.5" in text
     assert "status   rose-hpc status '" in text

@@ -20,6 +20,7 @@ from rose_hpc.experience import digest, files, merge, plan
 from rose_hpc.experience.bank import ExperienceBank
 from rose_hpc.experience.format import read_info
 from rose_hpc.experience.merge import merge_shards, plan_spans
+from rose_hpc.experience.scan import scan
 from rose_hpc.experience.schema import Column, ShardInfo
 from rose_hpc.experience.shard import ShardWriter
 
@@ -290,11 +291,54 @@ def test_systems_without_copy_file_range_copy_by_hand(
     def refuse(*_: object) -> int:
         raise OSError(code, os.strerror(code))
 
+    monkeypatch.setattr(files, "_file_system", lambda fd: 0x6969)  # NFS
     monkeypatch.setattr(os, "copy_file_range", refuse)
     monkeypatch.setattr(files, "BUFFER", 100)
     merge_shards(paths, tmp_path / "b.h5", verify=False)
     with ExperienceBank.open(tmp_path / "a.h5") as a, ExperienceBank.open(tmp_path / "b.h5") as b:
         assert all(np.array_equal(a[name], b[name]) for name in SCHEMA)
+
+
+@pytest.mark.parametrize(("kind", "copied"), [(0x6969, True), (0x9123683E, False), (0xEF53, False)])
+def test_servers_copy_where_they_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, copied: bool) -> None:
+    """An unverified merge leaves the copying to an NFS server, but not unaligned spans to Btrfs nor any to ext4."""
+    paths = [write(tmp_path / f"s{n}.h5", 100, seed=n) for n in range(2)]
+    expected = merge_shards(paths, tmp_path / "a.h5").digest
+    calls = []
+    real = os.copy_file_range
+
+    def count(*arguments: Any) -> int:
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(files, "_file_system", lambda fd: kind)
+    monkeypatch.setattr(os, "copy_file_range", count)
+    merge_shards(paths, tmp_path / "b.h5", verify=False)
+    assert bool(calls) == copied
+    columns = scan(tmp_path / "b.h5", read_info(tmp_path / "b.h5").columns, 200)
+    assert replace(read_info(tmp_path / "b.h5"), columns=columns).digest == expected
+
+
+def test_a_disk_that_is_too_small_is_known_before_anything_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Space is reserved first: when the file system refuses it, no byte of a shard has been read."""
+    path = write(tmp_path / "s.h5", 100)
+
+    def full(fd: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(merge, "reserve", full)
+    monkeypatch.setattr(merge, "read_into", None)
+    with pytest.raises(ExperienceError, match=r"cannot write .*bank\.h5: No space left on device"):
+        merge_shards([path], tmp_path / "bank.h5")
+    assert [file.name for file in tmp_path.iterdir()] == ["s.h5"]
+
+
+def test_reserving_more_than_there_is_raises(tmp_path: Path) -> None:
+    """The file system's own refusal comes through, and the file is not written."""
+    with files.opened(tmp_path / "x", os.O_RDWR | os.O_CREAT) as fd, pytest.raises(OSError, match=r"space|large"):
+        files.reserve(fd, 2**62)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,8 @@ def test_a_run_in_lines():
     lines = lines_of(RUN, JOB, *iteration(0, 150.0), *iteration(1, 201.0), end)
     assert [line.rpartition(";")[0] or line for line in lines] == [
         "toy (seed 7) begins, until MODEL_REWARD > 200",
-        "iteration 0: MODEL_REWARD 150  (12,345 rows, 5.0 MB at 10 MB/s",
-        "iteration 1: MODEL_REWARD 201  (12,345 rows, 5.0 MB at 10 MB/s",
+        "iteration 0: MODEL_REWARD 150  (12,345 rows, 5 MB at 10 MB/s",
+        "iteration 1: MODEL_REWARD 201  (12,345 rows, 5 MB at 10 MB/s",
         "converged: MODEL_REWARD 201 > 200",
     ]
 
@@ -121,7 +121,7 @@ def test_a_reader_that_is_gone_does_not_end_the_run():
 
 def test_a_merge_that_took_no_time_has_a_speed():
     """A speed is never a division by zero."""
-    assert rate_text({**MERGE, "seconds": 0.0}).startswith("12,345 rows, 5.0 MB at ")
+    assert rate_text({**MERGE, "seconds": 0.0}).startswith("12,345 rows, 5 MB at ")
     assert criterion_text({"metric": "uq", "operator": "<=", "threshold": 1e-6}) == "uq <= 1e-06"
 
 
@@ -140,7 +140,7 @@ def test_the_live_view_shows_where_the_run_stands(console):
     view.started(2, "collect", "env_1")
     text = screen(view)
     assert "iteration 2  stage collect  MODEL_REWARD 120.5, best 150 (iteration 0)  until MODEL_REWARD > 200" in text
-    assert "last merge: 12,345 rows, 5.0 MB at 10 MB/s; 24,690 rows in all" in text
+    assert "last merge: 12,345 rows, 5 MB at 10 MB/s; 24,690 rows in all" in text
     bars = {line.split()[0]: line for line in text.splitlines() if line.startswith("env_")}
     assert bars["env_1"].rstrip().endswith("s")
     assert bars["env_2"].rstrip().endswith("waits")
