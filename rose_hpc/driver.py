@@ -116,7 +116,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
         if config.pilot.runtime_min is not None:
             resources["runtime"] = math.ceil(config.pilot.runtime_min)
         backend = make_backend(engine_name, config.loop.max_concurrent, resources)
-        session.begin(run_facts(workflow, config.seed), changes)
+        session.begin(run_facts(workflow, config.seed), changes, engine_name)
         await backend  # the supervisor starts while asyncflow is imported
         asyncflow = await _workflow_engine(backend, run)
         try:
@@ -138,7 +138,12 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
 async def _workflow_engine(backend: Any, run: RunDir) -> Any:
     from radical.asyncflow import WorkflowEngine
 
-    return await WorkflowEngine.create(backend, work_dir=str(run.scratch))
+    # It installs handlers that would shut it down under our hands: what arrives meanwhile waits for our own handlers.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        return await WorkflowEngine.create(backend, work_dir=str(run.scratch))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def run_facts(workflow: Workflow, seed: int | None, source: str = "config") -> dict[str, Any]:

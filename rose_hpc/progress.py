@@ -75,7 +75,7 @@ class Progress:
                 self._forget(record["environment"])
                 self.stages.pop("collect", None)
             case "redo":
-                for environment in list(self.ranks):
+                for environment in [record["environment"]] if "environment" in record else list(self.ranks):
                     self._forget(environment)
                 self.stages = {}
             case "checkpoint":

@@ -93,12 +93,13 @@ class Session:
         for observer in self.observers:
             observer.warned(text)
 
-    def begin(self, facts: Mapping[str, Any], changes: Sequence[str] = ()) -> None:
+    def begin(self, facts: Mapping[str, Any], changes: Sequence[str] = (), engine: str | None = None) -> None:
         """The first records of this driver: the run, if it is new, and the driver itself.
 
         Args:
             facts: the run's.
             changes: to its configuration, ``key=value``, since it was last driven.
+            engine: what the driver runs its work on, if it is known.
 
         Raises:
             RunError: when this is another run than ``facts`` describe.
@@ -117,7 +118,7 @@ class Session:
             if differences or changes:
                 self.record("extend", changes=list(changes), **differences)
         owner = {key: self.ownership._facts[key] for key in ("epoch", "host", "pid", "job")}
-        self.record("job", version=__version__, python=sys.version.split()[0], **owner)
+        self.record("job", version=__version__, python=sys.version.split()[0], engine=engine, **owner)
 
     def check_scripts(self, argv: Sequence[str], cwd: Path) -> None:
         """Note the digests of the files on a command line; warn of those that changed since they were last used."""

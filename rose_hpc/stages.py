@@ -104,7 +104,9 @@ class Stages:
         info = outcome.info or {"rows": 0, "bytes": 0, "digest": None, "columns": {}}
         columns = _signature(info["columns"])
         if (other := self._other_columns(columns)) is not None:
-            rundir.remove(place.shard)
+            if (first := other[0].removeprefix("environment ")) in self.session.progress.ranks:
+                # who came first need not be right: both run again
+                self.session.record("redo", iteration=iteration, environment=first, reason=f"unlike {name}")
             await self._fail(place, outcome, f"wrote {_difference(columns, other[1])} of {other[0]}", "shard")
         if outcome.info is not None:
             target = self.session.run.shard(iteration, name)
@@ -164,6 +166,9 @@ class Stages:
         rundir.publish(place.shard, run.bank(iteration))
         facts = {key: outcome.info[key] for key in ("rows", "bytes", "digest")}
         columns = _signature(outcome.info["columns"])
+        if returns := outcome.info.get("returns"):
+            known = {e.name: dict(e.parameters) for e in self.workflow.environments}
+            facts["returns"] = {name: {"parameters": known.get(name, {}), **of} for name, of in returns.items()}
         self.session.record(
             "stage", iteration=iteration, stage="merge", **facts, seconds=outcome.seconds, columns=columns
         )

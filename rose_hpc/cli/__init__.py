@@ -21,9 +21,13 @@ _COMMANDS = {
     "init": "Write a small project that runs as it is.",
     "plan": "Show exactly what a run of CONFIG would do.",
     "run": "Run CONFIG here, until its reward converges.",
+    "submit": "Submit a job that runs CONFIG, or a Python program.",
     "status": "Show where a run stands, or all runs.",
+    "watch": "Follow a run until it ends, wherever it runs.",
     "logs": "Show what ranks and stages printed.",
+    "cancel": "End a run's jobs and driver, and nothing else.",
     "resume": "Go on with a run that stopped, or extend one.",
+    "doctor": "Check what this machine and its Slurm have.",
     "inspect": "Show what a shard, a bank or a run holds.",
     "merge": "Merge shards into a bank, outside a run.",
 }

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -23,22 +24,39 @@ _POLL_S = 0.5
 @click.option("-i", "--iteration", type=click.IntRange(min=0), help="Of this iteration; default: the last with any.")
 @click.option("-s", "--stage", type=click.Choice(["collect", "merge", "update", "check"]), help="Of this stage.")
 @click.option("-e", "--environment", help="Of this environment.")
+@click.option("-j", "--job", help="What this Slurm job printed: slurm/JOB.out.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is no longer driven.")
 @click.option("--list", "listed", is_flag=True, help="Print the files' names only.")
 def command(
-    run: Path, iteration: int | None, stage: str | None, environment: str | None, follow: bool, listed: bool
+    run: Path,
+    iteration: int | None,
+    stage: str | None,
+    environment: str | None,
+    job: str | None,
+    follow: bool,
+    listed: bool,
 ) -> None:
-    """Show what the ranks and stages of RUN printed.
+    """Show what the ranks and stages of RUN printed, or its Slurm jobs.
 
     \b
     Example: rose-hpc logs runs/cartpole-7f3a --iteration 3 --environment env_2
     """
     found = rundir.find(run)
     wanted = {"stage": stage, "environment": environment}
-    paths = _select(found, iteration, wanted)
+
+    def select() -> list[Path]:
+        return _select(found, iteration, wanted) if job is None else _of_job(found, job)
+
+    if job is not None:
+        if iteration is not None or stage is not None or environment is not None:
+            raise UsageError("a job's output is of all its iterations", hint="give --job alone")
+        _check_job(found, job)
     if follow:
-        _follow(found, iteration, wanted)
+        _follow(found, select)
         return
+    paths = select()
+    if not paths and job is not None:
+        raise UsageError(f"job {job} has printed nothing yet", hint=f"see `{found.command('status')}`")
     if not paths:
         known = (
             ", ".join(sorted({m["environment"] for m in _matches(found).values() if m["environment"]})) or "none yet"
@@ -74,13 +92,31 @@ def _select(run: rundir.RunDir, iteration: int | None, wanted: dict[str, str | N
     return sorted(paths, key=lambda path: (order[matches[path]["stage"]], path.name))
 
 
-def _follow(run: rundir.RunDir, iteration: int | None, wanted: dict[str, str | None]) -> None:
-    """Print what is there, and what comes, until no driver lives."""
+def _of_job(run: rundir.RunDir, job: str) -> list[Path]:
+    path = run.slurm / f"{job}.out"
+    return [path] if path.is_file() else []
+
+
+def _check_job(run: rundir.RunDir, job: str) -> None:
+    from rose_hpc.slurm.records import read_records
+
+    known = [record.job for record in read_records(run) if record.job]
+    if job not in known:
+        raise UsageError(f"job {job} is not one of {run.path}", hint=f"its jobs: {', '.join(known) or 'none'}")
+
+
+def _follow(run: rundir.RunDir, select: Callable[[], list[Path]]) -> None:
+    """Print what is there, and what comes, until no driver lives and no job is queued or running."""
+    from rose_hpc.slurm.watch import Look
+    from rose_hpc.standing import Sight
+
     shown: dict[Path, int] = {}
     last: Path | None = None
+    look = Look(run)
     while True:
-        lives = rundir.owner_lives(run)
-        for path in _select(run, iteration, wanted):
+        sight = Sight.of(run)
+        alive = look(sight.progress, sight.jobs).state in ("running", "pending")
+        for path in select():
             with open(path, "rb") as file:
                 file.seek(shown.get(path, 0))
                 data = file.read()
@@ -89,6 +125,6 @@ def _follow(run: rundir.RunDir, iteration: int | None, wanted: dict[str, str | N
                     click.echo(f"==> {path.name} <==")
                 click.echo(data.decode(errors="replace"), nl=False)
                 shown[path], last = shown.get(path, 0) + len(data), path
-        if not lives:
+        if not alive:
             return
         time.sleep(_POLL_S)

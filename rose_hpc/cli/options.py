@@ -20,6 +20,12 @@ sets = click.option(
     help="Change a key of the configuration, e.g. check.threshold=150.",
 )
 max_iterations = click.option("--max-iterations", type=click.IntRange(min=1), help="End after so many iterations.")
+engine = click.option(
+    "--engine",
+    type=click.Choice(["auto", "embedded", "pilot"]),
+    default="auto",
+    help="auto: the pilot inside a Slurm job, the embedded engine elsewhere.",
+)
 config = click.argument("config", type=click.Path(path_type=Path))
 run = click.argument("run", type=click.Path(path_type=Path))
 

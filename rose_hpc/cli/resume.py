@@ -4,65 +4,161 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rose_hpc import rundir
 from rose_hpc.cli import options
 from rose_hpc.errors import OwnedError, RunError, UsageError
-from rose_hpc.journal import read_journal
-from rose_hpc.progress import Progress
+from rose_hpc.rundir import RunDir
+from rose_hpc.standing import Sight
+
+if TYPE_CHECKING:
+    from rose_hpc.slurm.submit import Plan
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the command line changes of the run."""
+
+    max_iterations: int | None
+    sets: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return self.max_iterations is not None or bool(self.sets)
 
 
 @click.command("resume")
 @options.run
 @options.max_iterations
 @options.sets
+@options.engine
+@click.option("--here", is_flag=True, help="Go on in this process, though the run was submitted.")
 @click.pass_context
-def command(ctx: click.Context, run: Path, max_iterations: int | None, sets: tuple[str, ...]) -> None:
+def command(
+    ctx: click.Context, run: Path, max_iterations: int | None, sets: tuple[str, ...], engine: str, here: bool
+) -> None:
     """Go on with a run where its journal ends; with new limits, also with one that is finished.
 
-    A run of a Python program is resumed by running the program again.
+    A run that was submitted goes on in a new job; a Python program is run again.
 
     \b
     Example: rose-hpc resume runs/cartpole-7f3a --max-iterations 200
     """
-    found = rundir.find(run)
-    progress = Progress.of(read_journal(found.journal))
-    if rundir.owner_lives(found):
-        owner = rundir.read_owner(found) or {}
-        raise OwnedError(
-            f"{found.path} is being driven by process {owner.get('pid')} on {owner.get('host')}",
-            hint=f"see `{found.command('status')}`",
-        )
-    if progress.run.get("source") == "program":
-        if max_iterations is not None or sets:
+    sight = Sight.of(rundir.find(run))
+    changes = Changes(max_iterations, sets)
+    _refuse_owned(sight.run)
+    if sight.jobs and not here and "SLURM_JOB_ID" not in os.environ:
+        _submit_again(sight, changes)
+        return
+    program = _program(sight)
+    if program is not None:
+        if changes:
             raise UsageError(
                 "a Python program keeps its own limits",
-                hint=f"change {progress.run['argv'][0]}, then resume without options",
+                hint=f"change {program['argv'][0]}, then resume without options",
             )
-        _run_again(found, progress)
-    if not found.config.is_file():
+        if engine != "auto":
+            os.environ["ROSE_HPC_ENGINE"] = engine  # for rose_hpc.execution_backend() in it
+        _run_again(sight.run, program)
+    if not sight.run.config.is_file():
         raise RunError(
-            f"{found.path} has no config.toml", hint="bring it back from a copy: a run cannot go on without it"
+            f"{sight.run.path} has no config.toml", hint="bring it back from a copy: a run cannot go on without it"
         )
     from rose_hpc import driver
+    from rose_hpc.slurm.records import take_changes
 
-    changed = max_iterations is not None or bool(sets)
-    changes = driver.change_run(found, sets, max_iterations) if changed else []
-    ctx.exit(driver.drive_shown(found, changes))
+    if not changes and _has_nothing_left(sight):
+        click.echo(f"{sight.run.path} is finished: this job of its chain has nothing to do")
+        ctx.exit(driver.EXIT_CODES[str((sight.progress.end or {})["state"])])
+    changed = driver.change_run(sight.run, sets, max_iterations) if changes else take_changes(sight.run)
+    ctx.exit(driver.drive_shown(sight.run, changed, engine))
 
 
-def _run_again(run: rundir.RunDir, progress: Progress) -> None:
-    """Become the program that made this run."""
-    record = progress.run
+def _refuse_owned(run: RunDir) -> None:
+    if rundir.owner_lives(run):
+        owner = rundir.read_owner(run) or {}
+        job = f", job {owner['job']}" if owner.get("job") else ""
+        raise OwnedError(
+            f"{run.path} is being driven by process {owner.get('pid')} on {owner.get('host')}{job}",
+            hint=f"see `{run.command('status')}`",
+        )
+
+
+def _has_nothing_left(sight: Sight) -> bool:
+    """Whether this is a job of a chain whose run ended before its turn came; the pilot need not be started for it."""
+    end, job = sight.progress.end, os.environ.get("SLURM_JOB_ID")
+    if end is None or end["state"] not in ("converged", "max_iterations"):
+        return False
+    return any(record.job == job and record.time < end["time"] for record in sight.jobs)
+
+
+# -- in a new job ------------------------------------------------------------------------------------------------------
+
+
+def _submit_again(sight: Sight, changes: Changes) -> None:
+    from rose_hpc.cli.submit import show_submitted
+    from rose_hpc.slurm.submit import check_idle, check_slurm, submit
+
+    run = sight.run
+    if (
+        not changes
+        and sight.progress.end is not None
+        and sight.progress.end["state"] in ("converged", "max_iterations")
+    ):
+        raise UsageError(
+            f"{run.path} is finished: {sight.progress.end['state']}",
+            hint="extend it with --max-iterations, or with --set check.threshold=...",
+        )
+    check_slurm()
+    check_idle(run)
+    plan = _plan_again(sight, changes)
+    show_submitted(run, plan, submit(run, plan), as_json=False)
+
+
+def _plan_again(sight: Sight, changes: Changes) -> Plan:
+    from rose_hpc.slurm.submit import plan_jobs
+
+    run = sight.run
+    if (program := _program(sight)) is not None:
+        from rose_hpc.slurm.program import change_site, run_name
+
+        if changes.max_iterations is not None:
+            raise UsageError("a Python program keeps its own limits", hint=f"change {program['argv'][0]}")
+        return plan_jobs(run, change_site(run, changes.sets).slurm, run.path, run_name(Path(program["argv"][0])))
+    from rose_hpc import driver
+    from rose_hpc.config import load_config
+    from rose_hpc.slurm import records
+
+    if changes:
+        records.note_changes(run, driver.change_run(run, changes.sets, changes.max_iterations))
+    config = load_config(run.config)
+    return plan_jobs(run, config.slurm, config.base, config.name)
+
+
+# -- a Python program --------------------------------------------------------------------------------------------------
+
+
+def _program(sight: Sight) -> Mapping[str, Any] | None:
+    """How the run's program is started, if it is a program's: as it was the last time, or as `submit` noted it."""
+    from rose_hpc.slurm.program import read_program
+
+    if sight.progress.run:
+        return sight.progress.run if sight.progress.run.get("source") == "program" else None
+    return read_program(sight.run)
+
+
+def _run_again(run: RunDir, program: Mapping[str, Any]) -> None:
+    """Become the program that makes this run."""
+    interpreter = program.get("interpreter", sys.executable)
     os.environ["ROSE_HPC_RUN"] = str(run.path)
     try:
-        os.chdir(record["cwd"])
+        os.chdir(program["cwd"])
         sys.stdout.flush()
-        os.execv(record["interpreter"], [record["interpreter"], *record["argv"]])  # noqa: S606 - the user's own program
+        os.execv(interpreter, [interpreter, *program["argv"]])  # noqa: S606 - the user's own program
     except OSError as error:
-        raise RunError(
-            f"{record['interpreter']} {' '.join(record['argv'])} cannot be started again: {error}"
-        ) from error
+        raise RunError(f"{interpreter} {' '.join(program['argv'])} cannot be started again: {error}") from error

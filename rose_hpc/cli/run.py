@@ -11,6 +11,7 @@ from rose_hpc.cli import options
 
 @click.command("run")
 @options.run_options
+@options.engine
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -19,6 +20,7 @@ def command(
     seed: int | None,
     max_iterations: int | None,
     sets: tuple[str, ...],
+    engine: str,
 ) -> None:
     """Run CONFIG here, until its reward converges (exit 0) or max_iterations are done (exit 3).
 
@@ -31,4 +33,4 @@ def command(
     loaded = load_config(config, sets=sets, seed=seed, max_iterations=max_iterations)
     check_scripts(loaded, config)
     run = driver.make_run(loaded, run_dir)
-    ctx.exit(driver.drive_shown(run))
+    ctx.exit(driver.drive_shown(run, engine=engine))

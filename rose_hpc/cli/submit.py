@@ -80,7 +80,7 @@ def command(dry_run: bool, as_json: bool, **asked: Any) -> None:
     except RoseHpcError as error:
         _discard(run, error)
         raise
-    _show_submitted(run, plan, submitted, as_json)
+    show_submitted(run, plan, submitted, as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,11 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     click.echo(f"\n# {facts['script']}\n{plan.script.read_text()}", nl=False)
 
 
-def _show_submitted(run: RunDir, plan: Plan, submitted: list[JobRecord], as_json: bool) -> None:
+def show_submitted(run: RunDir, plan: Plan, submitted: list[JobRecord], *, as_json: bool) -> None:
+    """Say what was submitted; the last line is the run directory when nobody reads it on a terminal (contract)."""
     if as_json:
-        options.print_json({**describe_plan(plan), "jobs": [record.job for record in submitted]})
+        argvs = [list(record.argv) for record in submitted]
+        options.print_json({**describe_plan(plan), "argv": argvs, "jobs": [record.job for record in submitted]})
         return
     for record in submitted:
         after = f", once job {record.after} has ended" if record.after else ""

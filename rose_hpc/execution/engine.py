@@ -75,6 +75,8 @@ class Engine:
             EngineError: when the engine itself failed.
             asyncio.CancelledError: when the engine was shut down; the attempt has been ended.
         """
+        if (ended := getattr(self.asyncflow, "_shutdown_event", None)) is not None and ended.is_set():
+            raise EngineError("the engine was shut down", hint="start a new one, and resume the run")
         if getattr(self._backend, "carries_attempts", False):
             return await self._carried(attempt, call, on_start)
         if on_start is not None:

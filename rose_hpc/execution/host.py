@@ -61,6 +61,7 @@ def seal(message: Mapping[str, Any]) -> Answer:
 
 def merge(message: Mapping[str, Any]) -> Answer:
     """Reduce shards to a bank, if they are the ones that were recorded."""
+    from rose_hpc.experience.episodes import returns_of
     from rose_hpc.experience.merge import merge_shards
 
     info = merge_shards(
@@ -71,7 +72,7 @@ def merge(message: Mapping[str, Any]) -> Answer:
         fsync=True,
         attributes=message["attributes"],
     )
-    return {"ok": True, "info": info.to_json()}, b""
+    return {"ok": True, "info": info.to_json() | {"returns": returns_of(info)}}, b""
 
 
 def _recorded(shards: Mapping[str, str]) -> list[Any]:

@@ -18,7 +18,8 @@ import h5py
 import numpy as np
 
 from rose_hpc.errors import DamagedError, FormatError, SchemaError
-from rose_hpc.experience.hdf5 import read_attribute, reading, write_attribute, writing
+from rose_hpc.experience.episodes import Episodes
+from rose_hpc.experience.hdf5 import read_attribute, read_floats, reading, write_attribute, writing
 from rose_hpc.experience.schema import (
     FLAGS,
     RESERVED,
@@ -67,11 +68,21 @@ def create(path: Path, columns: Mapping[str, Column], rows: int) -> dict[str, Co
     return renamed(columns, offset=offsets)
 
 
-def write_info(path: Path, info: ShardInfo) -> None:
-    """Write everything that is said about the content into a file that has these columns."""
+def write_info(path: Path, info: ShardInfo, episodes: Episodes | None = None) -> None:
+    """Write everything that is said about the content into a file that has these columns.
+
+    Args:
+        path: the file.
+        info: what is said.
+        episodes: those that ``info.episodes`` is the digest of, unless the file has them already.
+    """
     own: dict[str, Any] = {"format": FORMAT, "format_version": VERSION, "kind": info.kind, "rows": info.rows}
     if info.kind == "bank":
         own["shard_offsets"], own["shard_names"] = np.array(info.shard_offsets, np.int64), np.array(info.shard_names)
+    if info.episodes:
+        own["episodes_digest"] = info.episodes
+    if episodes is not None:
+        own |= episodes.attributes()
     with writing(path) as file:
         for name, column in info.columns.items():
             dataset = h5py.h5d.open(file.id, name.encode())
@@ -240,11 +251,11 @@ def _info_of(file: h5py.File, path: Path, found: Survey) -> ShardInfo:
         attributes=found.attributes,
         shard_offsets=offsets,
         shard_names=names,
+        episodes=read_attribute(file.id, "episodes_digest"),
     )
 
 
 def _stats_of(dataset: h5py.h5d.DatasetID, column: Column) -> Stats | None:
-    arrays = [read_attribute(dataset, name) for name in _STATS_ATTRIBUTES.values()]
-    if any(array is None for array in arrays):
-        return None
-    return Stats(*(np.asarray(array, dtype=np.float64).reshape(stats_shape(column.shape)) for array in arrays))
+    arrays = [read_floats(dataset, name, stats_shape(column.shape)) for name in _STATS_ATTRIBUTES.values()]
+    known = [array for array in arrays if array is not None]
+    return Stats(*known) if len(known) == len(arrays) else None

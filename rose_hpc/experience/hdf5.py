@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError
 
@@ -76,12 +77,26 @@ def read_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, *, he
         return None
     if is_text and kind.is_variable_str():
         return h5py.AttributeManager(h5py.Group(item))[name] if heaps else None
+    if 0 in attribute.shape:  # whose storage HDF5 does not like to be asked for
+        return np.empty(attribute.shape, attribute.dtype)
     if attribute.get_storage_size() > _MAX_ATTRIBUTE_BYTES:
         return None
     value = np.empty(attribute.shape, attribute.dtype)
     attribute.read(value)
     value = np.char.decode(value, "utf-8") if is_text else value
     return value if value.ndim else value.item()
+
+
+def read_floats(item: h5py.h5d.DatasetID, name: str, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
+    """An attribute of floating numbers of a known shape, five times as fast; None when it is missing, or another."""
+    if not h5py.h5a.exists(item, name.encode()):
+        return None
+    attribute = h5py.h5a.open(item, name.encode())
+    if attribute.shape != shape or attribute.get_type().get_class() != h5py.h5t.FLOAT:
+        return None
+    value = np.empty(shape)
+    attribute.read(value, mtype=h5py.h5t.NATIVE_DOUBLE)
+    return value
 
 
 def write_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, value: Any) -> None:

@@ -11,7 +11,17 @@ from typing import Any, TypeVar
 
 from rose_hpc.errors import DamagedError, FormatError, UsageError
 from rose_hpc.experience.digest import CHUNK, ChunkDigests, chunks_in, column_digest, leaf
-from rose_hpc.experience.files import BUFFER, UnreadableError, copy_range, opened, publishing, read_into, reserve, write_all
+from rose_hpc.experience.episodes import MAX_KEPT, find_episodes
+from rose_hpc.experience.files import (
+    BUFFER,
+    UnreadableError,
+    copy_range,
+    opened,
+    publishing,
+    read_into,
+    reserve,
+    write_all,
+)
 from rose_hpc.experience.format import create, read_info, write_info
 from rose_hpc.experience.plan import MergePlan, Piece, plan_pieces
 from rose_hpc.experience.plan import plan_spans as plan_spans
@@ -62,8 +72,11 @@ def merge_shards(
             copying = _Copying(shards, columns, fd, verify)
             columns = renamed(columns, digest=_copy(copying, plan, workers or _default_workers(plan)))
         known = plan.attributes | extra
-        info = ShardInfo(bank, "bank", plan.rows, 0, columns, known, plan.offsets, plan.names)
-        write_info(scratch, info)
+        found = find_episodes(scratch, columns, plan.offsets)
+        kept = found if found is not None and len(found) <= MAX_KEPT else None
+        digest = kept.digest if kept is not None else None
+        info = ShardInfo(bank, "bank", plan.rows, 0, columns, known, plan.offsets, plan.names, digest)
+        write_info(scratch, info, kept)
         return replace(info, bytes=scratch.stat().st_size)
 
 

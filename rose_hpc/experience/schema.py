@@ -32,7 +32,10 @@ FLAGS = ("terminations", "truncations")
 #: attributes of a file with a meaning of their own
 ATTRIBUTES = ("run", "iteration", "environment", "seed", "parameters")
 #: attributes that the format itself uses
-RESERVED = ("format", "format_version", "kind", "rows", "checksum", "shard_offsets", "shard_names")
+RESERVED = (
+    *("format", "format_version", "kind", "rows", "checksum", "shard_offsets", "shard_names"),
+    *("episodes_digest", "episode_starts", "episode_returns", "episode_ended"),
+)
 
 Plain = str | int | float | bool
 
@@ -91,6 +94,7 @@ class ShardInfo:
         attributes: those of :data:`ATTRIBUTES` that are known, and any further plain ones; ``parameters`` is a dict.
         shard_offsets: where each shard's rows start, and the end of the last; ``(0, rows)`` for a shard.
         shard_names: of the shards, in order; the file's own stem for a shard.
+        episodes: the digest of the list of episodes that a bank keeps; None where it keeps none.
     """
 
     path: Path
@@ -101,6 +105,7 @@ class ShardInfo:
     attributes: dict[str, Any] = field(default_factory=dict)
     shard_offsets: tuple[int, ...] = ()
     shard_names: tuple[str, ...] = ()
+    episodes: str | None = None
 
     @property
     def digest(self) -> str | None:
@@ -121,6 +126,7 @@ class ShardInfo:
         """Of everything that is said about the content, so that no bit of it changes unseen; 32 hex digits."""
         known = {name: self.attributes[name] for name in ATTRIBUTES if name in self.attributes}
         facts = [self.kind, self.rows, known, self.shard_offsets, self.shard_names if self.kind == "bank" else ()]
+        facts += [self.episodes] if self.episodes else []  # banks of the first days have none
         total = xxhash.xxh3_128()
         for name, column in sorted(self.columns.items()):
             facts.append([name, column.dtype, column.shape, column.offset, column.digest])
@@ -141,6 +147,7 @@ class ShardInfo:
             "attributes": self.attributes,
             "shard_offsets": list(self.shard_offsets),
             "shard_names": list(self.shard_names),
+            "episodes": self.episodes,
         }
 
     @staticmethod
@@ -155,6 +162,7 @@ class ShardInfo:
             attributes=dict(data["attributes"]),
             shard_offsets=tuple(data["shard_offsets"]),
             shard_names=tuple(data["shard_names"]),
+            episodes=data.get("episodes"),
         )
 
 

@@ -24,24 +24,34 @@ def criterion_text(run: Mapping[str, Any]) -> str:
 
 
 def rate_text(record: Mapping[str, Any]) -> str:
-    """Rows, megabytes and speed of a merge."""
+    """Rows, size and speed of a merge: ``5,000 rows, 300 kB at 12 MB/s``."""
     if record.get("skipped"):
         return str(record["skipped"])
     speed = record["bytes"] / _MB / max(record["seconds"], 1e-6)
-    return f"{record['rows']:,} rows, {record['bytes'] / _MB:.1f} MB at {speed:,.0f} MB/s"
+    shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
+    return f"{record['rows']:,} rows, {size_text(record['bytes'])} at {shown} MB/s"
+
+
+def size_text(size: float) -> str:
+    """A number of bytes for people, in units of a thousand: ``14 kB``, ``1.3 GB``."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB"
 
 
 class Lines:
     """What is worth a line: the start, whatever goes wrong, every iteration, the end."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self._began: float | None = None  # by the records' own clock: what is read later took as long as it did
 
     def line(self, record: Mapping[str, Any], progress: Progress) -> str | None:
         """The line for a record; None for those that would drown the others."""
         match record["kind"]:
             case "job":
-                self._began = time.monotonic()
+                self._began = record.get("time")
                 run = progress.run
                 verb = f"goes on at iteration {progress.iteration}" if len(progress.jobs) > 1 else "begins"
                 return f"{run['name']} (seed {run['seed']}) {verb}, until {criterion_text(run)}"
@@ -50,8 +60,9 @@ class Lines:
                     f"iteration {record['iteration']}: {record['environment'] or record['stage']} {record['message']}"
                 )
             case "checkpoint":
-                seconds, self._began = time.monotonic() - self._began, time.monotonic()
-                return self._iteration(record["iteration"], progress, seconds)
+                now, began = record.get("time", 0.0), self._began
+                self._began = now
+                return self._iteration(record["iteration"], progress, now - (now if began is None else began))
             case "end":
                 return f"{record['state']}: {record['reason']}"
         return None

@@ -7,6 +7,7 @@ all there is to know.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,7 +123,7 @@ def _charged(slurm: Slurm) -> list[str]:
     return _options(given)
 
 
-def _options(given: dict[str, int | str | None]) -> list[str]:
+def _options(given: Mapping[str, int | str | None]) -> list[str]:
     return [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 

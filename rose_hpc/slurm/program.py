@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rose_hpc import rundir
 from rose_hpc.errors import UsageError
 from rose_hpc.rundir import RunDir
+
+if TYPE_CHECKING:
+    from rose_hpc.slurm.site import Site
 
 
 def check_program(program: Path) -> Path:
@@ -42,3 +45,14 @@ def read_program(run: RunDir) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None
+
+
+def change_site(run: RunDir, sets: Sequence[str]) -> Site:
+    """The profile that the program's next jobs are made from, changed as ``--set`` says."""
+    from rose_hpc.slurm.site import dump_site, load_site
+
+    path = run.slurm / "site.toml"
+    site = load_site(path if path.is_file() else None, sets)
+    if sets:
+        rundir.write_file(path, dump_site(site).encode())
+    return site

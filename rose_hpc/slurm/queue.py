@@ -158,10 +158,8 @@ def _in_accounting(run: RunDir, record: JobRecord) -> str:
     if not available("sacct"):
         return ""
     since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.time - 60))  # clocks differ
-    answer = call(
-        ("sacct", "-X", "--noheader", "--parsable2", f"--starttime={since}", f"--user={record.uid}")
-        + ("--format=JobIDRaw,WorkDir,Comment",)
-    )
+    asked = (f"--starttime={since}", f"--user={record.uid}", "--format=JobIDRaw,WorkDir,Comment")
+    answer = call(("sacct", "-X", "--noheader", "--parsable2", *asked))
     if not answer.ok:  # "Slurm accounting storage is disabled": a site without it
         return ""
     submitted = {known.job for known in read_records(run)}

@@ -1,7 +1,7 @@
 """What the login node notes of the jobs it submits: ``slurm/<jobid>.json``, read by every command.
 
-Before sbatch is called, what will be submitted stands in ``slurm/submitting-<token>.json``. When sbatch does not answer,
-or its caller is killed, that file remains, and its token, which is also the job's comment, finds the job again.
+Before sbatch is called, what will be submitted stands in ``slurm/submitting-<token>.json``. When sbatch does not
+answer, or its caller is killed, that file remains, and its token, which is also the job's comment, finds the job again.
 """
 
 from __future__ import annotations
@@ -102,6 +102,25 @@ def read_records(run: RunDir) -> list[JobRecord]:
         (record for record in found if record.job or record.token not in known),
         key=lambda record: (not record.job, record.time, record.job),
     )
+
+
+def note_changes(run: RunDir, changes: Sequence[str]) -> None:
+    """Keep what was changed of the run's configuration for the job that goes on with it: its driver records it."""
+    rundir.write_file(run.slurm / "changes.json", json.dumps([*_changes(run), *changes]).encode())
+
+
+def take_changes(run: RunDir) -> list[str]:
+    """What was changed since the run was last driven; asked for once."""
+    changes = _changes(run)
+    rundir.remove(run.slurm / "changes.json")
+    return changes
+
+
+def _changes(run: RunDir) -> list[str]:
+    try:
+        return [str(change) for change in json.loads((run.slurm / "changes.json").read_bytes())]
+    except (OSError, ValueError):
+        return []
 
 
 def _paths(run: RunDir) -> list[Path]:

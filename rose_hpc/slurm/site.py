@@ -1,4 +1,4 @@
-"""Site profiles: what a cluster wants of every job, in a file of its own. ``[slurm]`` and ``[pilot]`` as in any config."""
+"""Site profiles: what a cluster wants of every job, in a file of its own, with ``[slurm]`` and ``[pilot]``."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from rose_hpc.rundir import RunDir
 from rose_hpc.slurm import records
 from rose_hpc.slurm.commands import SUBMIT_TIMEOUT_S, Answer, SlurmAwayError, SlurmError, available, call
 from rose_hpc.slurm.options import Submission, sbatch_argv
-from rose_hpc.slurm.queue import find_by_token
+from rose_hpc.slurm.queue import ask, find_by_token
 from rose_hpc.slurm.records import JobRecord
 from rose_hpc.slurm.setup import setup_files, write_setup
 
@@ -108,6 +108,26 @@ def check_slurm() -> None:
     """
     if not available("sbatch"):
         raise UsageError("there is no Slurm on this machine (no sbatch)", hint="`rose-hpc run CONFIG` runs it here")
+
+
+def check_idle(run: RunDir) -> None:
+    """Refuse to submit for a run that has a job already.
+
+    Raises:
+        RunError: it names the job.
+        SlurmAwayError: Slurm does not answer, so nobody can say.
+    """
+    found = adopt(run)
+    queue = ask(found)
+    if queue.error:
+        raise SlurmAwayError(f"{queue.error}; nothing was submitted", hint="try again later")
+    for record in found:
+        job = queue.of(record)
+        if job is not None and (job.queued or job.running):
+            raise RunError(
+                f"job {job.job} of {run.path} is {job.state} already",
+                hint=f"follow it with `{run.command('watch')}`, or end it with `{run.command('cancel')}`",
+            )
 
 
 def submit(run: RunDir, plan: Plan) -> list[JobRecord]:

@@ -130,7 +130,7 @@ def test_a_signal_ends_supervisors_that_nobody_holds(tmp_path: Path) -> None:
     assert driver.returncode == 130, errors
     run = programs.run_of(tmp_path)
     assert projects.records(run, "end")[0]["state"] == "stopped"
-    projects.wait_for(lambda: not projects.processes_of(run), 15)
+    projects.wait_for(lambda: not projects.processes_of(tmp_path), 15)
     projects.write_project(tmp_path)
     assert projects.rose_hpc("resume", run).returncode == 0
 

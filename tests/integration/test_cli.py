@@ -88,7 +88,7 @@ def test_status_without_a_run_lists_them(runs: Path, tmp_path: Path) -> None:
     """In ./runs, or in $ROSE_HPC_RUNS; where there are none it says how to make one; a damaged one hides no other."""
     here = projects.rose_hpc("status", cwd=runs).stdout
     there = projects.rose_hpc("status", cwd=tmp_path, ROSE_HPC_RUNS=str(runs / "runs")).stdout
-    assert here == there
+    assert [line.split("  ")[:4] for line in here.splitlines()] == [line.split("  ")[:4] for line in there.splitlines()]
     assert re.search(r"runs/done +converged +2 +2 +> 1.5", here)
     assert re.search(r"runs/short +max_iterations +1 +1 ", here)
     assert "`rose-hpc run CONFIG` makes one" in projects.rose_hpc("status", cwd=tmp_path).stdout
@@ -203,7 +203,7 @@ with rose_hpc.current_task().shard() as shard:
     assert code == 0
     assert re.search(shown, text)
     assert re.search(r"env_1 +━+ +\d+\.\d s", text)
-    assert re.search(r"last merge: 1,000 rows, \d+ kB at [\d,.]+ MB/s; 1,000 rows in all", text)
+    assert re.search(r"last merge: 1,000 rows, [\d.]+ kB at [\d,.]+ MB/s; 1,000 rows in all", text)
     assert re.search(r"iteration 1: MODEL_REWARD 2 +\(1,000 rows", text)
     assert "converged: MODEL_REWARD 2 > 1.5" in text
     assert "status   rose-hpc status '" in text

@@ -200,7 +200,7 @@ def test_a_killed_program_goes_on_with_its_configuration(folder: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     assert [(s["iteration"], s["scale"]) for s in programs.states(done)] == [(0, 0.5), (1, 0.5)]
     run = programs.run_of(folder)
-    projects.wait_for(lambda: not projects.processes_of(run), 10)
+    projects.wait_for(lambda: not projects.processes_of(folder), 10)
     resumed = projects.rose_hpc("resume", run, cwd="/")
     assert resumed.returncode == 0, resumed.stderr
     assert [(s["iteration"], s["scale"]) for s in programs.states(resumed)] == [(2, 7.0), (3, 1.0)]

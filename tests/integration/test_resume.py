@@ -46,7 +46,7 @@ def kill_when(driver: subprocess.Popen[str], run: Path, **wanted: Any) -> None:
     with driver:  # its end kills
         projects.wait_for(lambda: projects.records(run, **wanted) if wanted else (run / "journal.jsonl").exists())
     assert driver.returncode == -signal.SIGKILL
-    projects.wait_for(lambda: not projects.processes_of(run), 10)
+    projects.wait_for(lambda: not projects.processes_of(run.parent), 10)
 
 
 def facts(run: Path) -> dict[str, Any]:

@@ -110,11 +110,12 @@ def essence(run: Path) -> dict[str, Any]:
 
 
 def processes_of(path: Path) -> list[int]:
-    """Processes whose environment or command line names ``path``; zombies do not count."""
+    """Processes whose environment, command line or working folder names ``path``; zombies do not count."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             text = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+            text += os.readlink(entry / "cwd").encode() + b"/"
             state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             continue

@@ -120,6 +120,5 @@ def told(arguments: list[str]) -> int:
     return 0
 
 
-
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1], sys.argv[2:]))

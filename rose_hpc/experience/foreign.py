@@ -1,0 +1,173 @@
+"""Files nobody trusts, parsed in a child process: what HDF5 does with them, crashing included, stays there.
+
+``python -m rose_hpc.experience.foreign`` is that child. It limits its own memory, time and files before it loads HDF5,
+reads one request from its standard input, and answers with one line per file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rose_hpc import errors
+from rose_hpc.errors import DamagedError, ExperienceError, RoseHpcError
+from rose_hpc.experience.schema import ShardInfo
+
+#: what the child finds in its environment besides ours: no plugins of HDF5, and no threads it does not need
+_ENVIRONMENT = {"HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may use.
+
+    Attributes:
+        memory_mb: address space.
+        seconds: of the clock, for everything it was asked for.
+        file_mb: the largest file it may write; 0 where it has none to write.
+    """
+
+    memory_mb: int = 4096
+    seconds: int = 60
+    file_mb: int = 0
+
+
+def read_foreign(paths: Sequence[str | Path], limits: Limits | None = None) -> list[ShardInfo]:
+    """What files say of themselves, as :func:`rose_hpc.experience.format.read_info` has it.
+
+    Raises:
+        FormatError, SchemaError, DamagedError: as ``read_info`` does; a DamagedError also for a file that HDF5 crashed
+            on or was not done with in time. All damaged files are named at once.
+    """
+    limits = limits or Limits(seconds=60 + len(paths) // 10)
+    waiting, infos = [Path(path) for path in paths], []
+    damaged: list[DamagedError] = []
+    while waiting:
+        answers, end = _ask({"op": "info", "paths": [str(path) for path in waiting]}, limits)
+        for answer in answers:
+            path = waiting.pop(0)
+            try:
+                infos.append(ShardInfo.from_json(_value(answer)))
+            except DamagedError as error:
+                damaged.append(error)
+            except (KeyError, TypeError, ValueError) as error:
+                if isinstance(error, RoseHpcError):
+                    raise
+                damaged.append(_unparsable(path, "its description does not parse"))
+        if waiting and end:
+            damaged.append(_unparsable(waiting.pop(0), end))
+    if damaged:
+        raise DamagedError(
+            "; ".join(error.message for error in damaged),
+            paths=[path for error in damaged for path in error.paths],
+            hint=damaged[0].hint,
+        )
+    return infos
+
+
+def seal_foreign(path: Path, limits: Limits | None = None) -> ShardInfo:
+    """Make a shard of a file that is ours to change, as :func:`rose_hpc.experience.shard.seal` does.
+
+    Raises:
+        ExperienceError: as it does; a DamagedError also for a file that HDF5 crashed on.
+    """
+    limits = limits or Limits(seconds=3600, file_mb=1024 * 1024)
+    answers, end = _ask({"op": "seal", "paths": [str(path)]}, limits)
+    if not answers:
+        raise _unparsable(path, end or "the parser said nothing")
+    return ShardInfo.from_json(_value(answers[0]))
+
+
+def _unparsable(path: Path, what: str) -> DamagedError:
+    return DamagedError(f"{path} is damaged: {what}", paths=[str(path)], hint="it was parsed in a process of its own")
+
+
+def _value(answer: dict[str, Any]) -> Any:
+    """What the child found, or the error that it raised."""
+    if "value" in answer:
+        return answer["value"]
+    kind = getattr(errors, str(answer.get("error")), ExperienceError)
+    if not issubclass(kind, ExperienceError):
+        kind = ExperienceError
+    more = {"paths": answer.get("paths", ())} if kind is DamagedError else {}
+    raise kind(str(answer.get("message")), hint=str(answer.get("hint") or ""), **more)
+
+
+def _ask(request: dict[str, Any], limits: Limits) -> tuple[list[dict[str, Any]], str]:
+    """The child's answers, in order, and how it ended; empty when it answered all."""
+    request = {**request, "memory_mb": limits.memory_mb, "seconds": limits.seconds, "file_mb": limits.file_mb}
+    with subprocess.Popen(
+        [sys.executable, "-m", "rose_hpc.experience.foreign"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # HDF5 and the allocator's last words; the answers say what matters
+        env={**os.environ, **_ENVIRONMENT},
+    ) as child:
+        late = False
+        try:
+            output, _ = child.communicate(json.dumps(request).encode(), timeout=limits.seconds)
+        except subprocess.TimeoutExpired:
+            late = True
+            child.kill()
+            output, _ = child.communicate()
+    answers = [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
+    if len(answers) == len(request["paths"]):
+        return answers, ""
+    if late or child.returncode == -signal.SIGXCPU:
+        return answers, f"it was not parsed within {limits.seconds} s"
+    code = child.returncode
+    how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+    return answers, f"parsing it ended with {how}"
+
+
+# -- the child ---------------------------------------------------------------------------------------------------------
+
+
+def _limit(request: dict[str, Any]) -> None:
+    """Limits hold from here on, for everything that is loaded too."""
+    wanted = {
+        resource.RLIMIT_AS: request["memory_mb"] * 2**20,
+        resource.RLIMIT_CPU: request["seconds"],
+        resource.RLIMIT_FSIZE: request["file_mb"] * 2**20,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, value in wanted.items():
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def _answer(operation: str, path: str) -> dict[str, Any]:
+    from rose_hpc.experience import format as files
+    from rose_hpc.experience import shard
+
+    try:
+        info = shard.seal(path, fsync=False) if operation == "seal" else files.read_info(path)
+        return {"value": info.to_json()}
+    except ExperienceError as error:
+        facts = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        return {**facts, "paths": list(error.paths) if isinstance(error, DamagedError) else []}
+    except (MemoryError, RecursionError, OverflowError) as error:
+        what = f"{path} is damaged: parsing it took too much ({type(error).__name__})"
+        return {"error": "DamagedError", "message": what, "hint": "", "paths": [path]}
+
+
+def main() -> None:
+    """Answer one request."""
+    request = json.loads(sys.stdin.buffer.read())
+    _limit(request)
+    for path in request["paths"]:
+        sys.stdout.write(json.dumps(_answer(request["op"], path)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
