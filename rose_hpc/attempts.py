@@ -27,6 +27,7 @@ class Place:
     environment: str
     epoch: int
     number: int
+    deadline: float | None = None  # when the engine ends (Unix seconds), if it is known
 
     @property
     def id(self) -> str:
@@ -64,6 +65,7 @@ class Place:
             "ROSE_HPC_ITERATION": str(self.iteration),
             "ROSE_HPC_STAGE": self.stage,
             "ROSE_HPC_SEED": str(seed),
+            **({"ROSE_HPC_DEADLINE": f"{self.deadline:.3f}"} if self.deadline else {}),
         }
 
 
@@ -146,5 +148,7 @@ def _attempt(
         log=str(place.log),
         timeout_s=work.timeout_s,
         cores=work.resources.cores,
+        ranks=work.resources.ranks,
+        gpus=work.resources.gpus_per_rank * work.resources.ranks,
         seal=seal,
     )

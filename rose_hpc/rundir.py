@@ -16,6 +16,7 @@ import socket
 import stat
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,13 +231,23 @@ def tree_facts(folder: Path, *, seal: bool = False) -> dict[str, Any]:
                 size += len(chunk)
             if seal:
                 os.fsync(file.fileno())
-                path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
+        if seal:
+            if path.stat().st_nlink > 1:  # a file outside would stay the committed one
+                _unlink_from_others(path)
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
         total.update(os.fsencode(path.relative_to(folder)) + f"\0{content.hexdigest()}\n".encode())
         files += 1
     if seal:
         for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
             fsync_path(path)
     return {"digest": total.hexdigest(), "files": files, "bytes": size}
+
+
+def _unlink_from_others(path: Path) -> None:
+    copy = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.copy2(path, copy)
+    fsync_path(copy)
+    copy.rename(path)
 
 
 def copy_tree(source: Path | None, target: Path) -> None:
@@ -290,18 +301,39 @@ class Ownership:
         if before.get("pid") and elsewhere and not _is_stale(before):  # file systems whose locks do not cross nodes
             os.close(self._file)
             raise _owned(run, before)
-        self.epoch = int(before.get("epoch", -1)) + 1
-        self._facts = {
-            "epoch": self.epoch,
+        self._facts: dict[str, Any] = {
+            "epoch": int(before.get("epoch", -1)) + 1,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "job": os.environ.get("SLURM_JOB_ID"),
             "since": round(time.time(), 3),
         }
-        self.beat()
+        self._write()
+
+    @property
+    def epoch(self) -> int:
+        """Which driver of the run this is; every one has a higher epoch than those before it."""
+        return int(self._facts["epoch"])
+
+    def follow(self, epoch: int) -> None:
+        """Make sure that ours is a later epoch than ``epoch``, should the file that said so have been lost."""
+        if self.epoch <= epoch:
+            self._facts["epoch"] = epoch + 1
+            self._write()
 
     def beat(self) -> None:
-        """Say that the owner lives. One write of constant length, so that a reader never sees half of it."""
+        """Say that the owner lives.
+
+        Raises:
+            OwnedError: when the run was taken over meanwhile, as from a driver that was suspended for too long.
+        """
+        now = read_owner(self.run) or {}
+        if int(now.get("epoch", -1)) > self.epoch:
+            raise _owned(self.run, now)
+        self._write()
+
+    def _write(self) -> None:
+        # One write of constant length, so that a reader never sees half of it
         text = json.dumps({**self._facts, "heartbeat": round(time.time(), 3)})
         os.pwrite(self._file, text.ljust(511).encode() + b"\n", 0)
 
@@ -309,7 +341,8 @@ class Ownership:
         """Let go of the run; idempotent."""
         if self._file >= 0:
             self._facts["pid"] = None
-            self.beat()
+            with suppress(OwnedError):  # then it is another's to let go of
+                self.beat()
             os.close(self._file)
             self._file = -1
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rose_hpc import __version__, rundir
-from rose_hpc.errors import RunError
+from rose_hpc.errors import OwnedError, RunError
 from rose_hpc.journal import SYNC_INTERVAL_S, Journal
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import HEARTBEAT_S, Ownership, RunDir
@@ -57,6 +57,8 @@ class Session:
             self.ownership.release()
             raise
         self.progress = Progress.of(self.journal)
+        self.ownership.follow(max((int(job["epoch"]) for job in self.progress.jobs), default=-1))
+        self._lost: OwnedError | None = None
         self._checked: set[str] = set()
         self._closing = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="rose_hpc heartbeat", daemon=True)
@@ -72,11 +74,20 @@ class Session:
                 if waited >= HEARTBEAT_S:
                     waited = 0.0
                     self.ownership.beat()
+            except OwnedError as error:
+                self._lost = error  # what this driver would still record is refused
+                return
             except OSError as error:
                 log.warning("the run's files cannot be brought up to date: %s", error)
 
     def record(self, kind: str, **fields: Any) -> None:
-        """Append a record, and let everyone know."""
+        """Append a record, and let everyone know.
+
+        Raises:
+            OwnedError: when another driver has taken the run over.
+        """
+        if self._lost is not None:
+            raise self._lost
         record = self.journal.append(kind, **fields)
         self.progress.apply(record)
         for observer in self.observers:

@@ -6,9 +6,10 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rose_hpc import attempts, rundir
 from rose_hpc.attempts import Place
@@ -18,8 +19,16 @@ from rose_hpc.execution.engine import Call, Engine
 from rose_hpc.session import Session
 from rose_hpc.workflow import Environment, Work, Workflow
 
+#: how often a rank or stage begins anew because the node it ran on was lost
+_MOST_LOSSES = 3
+
+T = TypeVar("T")
 #: the arguments a program's configuration adds for a stage in an iteration: positional ones and keywords
 Arguments = Callable[[str, int], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+class _LostError(TaskError):
+    """The node was lost, not the work: it may succeed on another."""
 
 
 class Stages:
@@ -68,7 +77,9 @@ class Stages:
     async def collect(self, iteration: int) -> None:
         begun: set[str] = set()
         todo = [e for e in self.workflow.environments if e.name not in self.session.progress.ranks]
-        tasks = {e.name: asyncio.create_task(self._rank(iteration, e, begun)) for e in todo}
+        tasks = {
+            e.name: asyncio.create_task(self._survive_losses(partial(self._rank, iteration, e, begun))) for e in todo
+        }
         try:
             pending = set(tasks.values())
             while pending:
@@ -144,6 +155,17 @@ class Stages:
 
     async def merge(self, iteration: int) -> bool:
         """Merge the shards; False when some were damaged: they are set aside, and their environments run again."""
+        return await self._survive_losses(partial(self._merge, iteration))
+
+    async def update(self, iteration: int) -> None:
+        """Update the policy."""
+        await self._survive_losses(partial(self._update, iteration))
+
+    async def check(self, iteration: int, work: Work) -> None:
+        """Measure the policy."""
+        await self._survive_losses(partial(self._check, iteration, work))
+
+    async def _merge(self, iteration: int) -> bool:
         run, progress = self.session.run, self.session.progress
         names = [e.name for e in self.workflow.environments if progress.ranks[e.name]["digest"]]
         if not names:
@@ -184,7 +206,7 @@ class Stages:
         self.session.record("damaged", iteration=iteration, environment=name, path=where, reason=message)
         self.session.warn(f"the shard of {name} {what}: the environment runs again")
 
-    async def update(self, iteration: int) -> None:
+    async def _update(self, iteration: int) -> None:
         run = self.session.run
         place, work = self._place(iteration, "update"), self.workflow.update
         argv, call = await self._prepare(
@@ -208,7 +230,7 @@ class Stages:
             **self._keep("update", work, outcome, value),
         )
 
-    async def check(self, iteration: int, work: Work) -> None:
+    async def _check(self, iteration: int, work: Work) -> None:
         place = self._place(iteration, "check")
         argv, call = await self._prepare(place, work, (self.values.get("update"),))
         attempt = attempts.check(place, self.workflow, work, self.session.progress, argv)
@@ -227,7 +249,19 @@ class Stages:
         self._numbers[iteration, stage, environment] += 1
         number = self._numbers[iteration, stage, environment]
         seed, epoch = self.session.progress.run["seed"], self.session.ownership.epoch
-        return Place(self.session.run, seed, self.learner, iteration, stage, environment, epoch, number)
+        deadline = self.engine.deadline
+        return Place(self.session.run, seed, self.learner, iteration, stage, environment, epoch, number, deadline)
+
+    async def _survive_losses(self, once: Callable[[], Awaitable[T]]) -> T:
+        """``once``, and once more for each node that is lost under it, while there are others."""
+        for _ in range(_MOST_LOSSES):
+            try:
+                return await once()
+            except _LostError as error:
+                if not self.engine.has_nodes:
+                    raise
+                self.session.warn(f"{error.message}: it begins anew on another node")
+        return await once()
 
     async def _prepare(self, place: Place, work: Work, values: tuple[Any, ...]) -> tuple[tuple[str, ...], Call | None]:
         """The command to execute, or what to call."""
@@ -267,7 +301,7 @@ class Stages:
         )
         who = f"environment {place.environment}" if place.environment else f"the {place.stage}"
         it = "" if reason == "spawn" else "it "  # whose message has a subject of its own
-        kind = TaskTimeoutError if reason == "timeout" else TaskError
+        kind = {"timeout": TaskTimeoutError, "lost": _LostError}.get(reason, TaskError)
         error = kind(
             f"{who} failed in iteration {place.iteration}: {it}{message}" if reason != "merge" else message,
             hint=f"see {place.log}, mend it, and `{self.session.run.command('resume')}`",

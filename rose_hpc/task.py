@@ -56,6 +56,7 @@ class Task:
     policy: Path | None
     state: Path | None
     shard_path: Path | None
+    bank_path: Path | None
     bank_paths: tuple[Path, ...]
 
     @cached_property
@@ -103,6 +104,8 @@ class Task:
             )
         if window is not None and window < 1:
             raise UsageError(f"window is {window}; it must be at least 1")
+        if window == 1 and self.bank_path is None:
+            raise UsageError(f"iteration {self.iteration} has no bank of its own", hint="no environment wrote a shard")
         return ExperienceBank.open(self.bank_paths[-window:] if window else self.bank_paths)
 
 
@@ -135,6 +138,7 @@ def current_task() -> Task:
             policy=path("ROSE_HPC_POLICY"),
             state=path("ROSE_HPC_STATE"),
             shard_path=path("ROSE_HPC_SHARD"),
+            bank_path=bank,
             bank_paths=tuple(Path(entry) for entry in banks),
         )
     except (ValueError, TypeError) as error:

@@ -56,7 +56,10 @@ class Attempt(_Plain):
         env: what is set in its environment (``ROSE_HPC_*``, thread limits), over the supervisor's own.
         log: the file that gets its output.
         timeout_s: seconds from the command's start to TERM (KILL follows 3 s later); None: no limit.
-        cores: how many cores it takes.
+        cores: how many cores it takes, of all its ranks.
+        ranks: processes it is started as; more than one is an MPI program.
+        gpus: how many GPUs it takes, of all its ranks; a fraction below 1 shares one.
+        nodes: the nodes it has, where it was placed on more than cores: the hosts of an MPI program.
         seal: None, or how to seal the shard at ``env["ROSE_HPC_SHARD"]``: ``required`` (bool), ``attributes``.
         merge: None, or arguments of the reduction: ``shards`` (path: digest), ``bank``, ``verify``, ``workers``,
             ``attributes``.
@@ -70,6 +73,9 @@ class Attempt(_Plain):
     log: str = ""
     timeout_s: float | None = None
     cores: int = 1
+    ranks: int = 1
+    gpus: float = 0.0
+    nodes: Sequence[str] = ()
     seal: Mapping[str, Any] | None = None
     merge: Mapping[str, Any] | None = None
 

@@ -19,10 +19,15 @@ class Client:
     """Keeps who waits for which attempt; subclasses carry the messages.
 
     Attributes:
+        node: the host it is on, as Slurm names it; empty where there is only one.
+        gone: set once the supervisor is lost.
         groups: the process groups of the attempts under way, by attempt.
     """
 
+    node = ""
+
     def __init__(self) -> None:
+        self.gone = asyncio.Event()
         self.groups: dict[str, int] = {}
         self._pending: dict[str, tuple[asyncio.Future[Answer], OnStart | None]] = {}
 
@@ -57,6 +62,7 @@ class Client:
 
     def lose(self, why: str) -> None:
         """The supervisor is gone: tell everyone who waits."""
+        self.gone.set()
         pending, self._pending = self._pending, {}
         self.groups.clear()
         for identifier, (answer, _) in pending.items():

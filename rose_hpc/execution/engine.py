@@ -58,6 +58,17 @@ class Engine:
         """Attempts that may be handed over at once; None where the backend queues them itself."""
         return None if getattr(self._backend, "carries_attempts", False) else self.cores or available_cores()
 
+    @property
+    def has_nodes(self) -> bool:
+        """Whether there are nodes left, when one of them was lost."""
+        return bool(getattr(self._backend, "has_nodes", False))
+
+    @property
+    def deadline(self) -> float | None:
+        """When it ends (Unix seconds), where the backend knows."""
+        deadline = getattr(self._backend, "deadline", None)
+        return deadline if isinstance(deadline, float) else None
+
     async def run(
         self, attempt: Attempt, call: Call | None = None, on_start: OnStart | None = None
     ) -> tuple[Outcome, Any]:

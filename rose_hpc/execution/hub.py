@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -30,18 +29,26 @@ log = logging.getLogger(__name__)
 #: a supervisor says that it lives this often, and is lost after so long a silence
 BEAT_S = 2.0
 SILENCE_S = 20.0
+#: a silent one that cannot be reached either has this long to connect again: its process, not its node, is gone
+UNREACHABLE_S = 6.0
 
 
 class RemoteClient(Client):
     """One supervisor, as the hub knows it."""
 
-    def __init__(self, hub: Hub, identity: bytes, node: str, cores: int) -> None:
+    def __init__(self, hub: Hub, identity: bytes, join: Mapping[str, Any]) -> None:
         super().__init__()
         self.identity = identity
-        self.node = node
-        self.cores = cores
-        self.heard = time.monotonic()
+        self.node = str(join["node"])
+        self.cores = int(join["cores"])
+        self.gpus = [str(name) for name in join["gpus"]]
+        self.silent_s = 0.0
+        self.unreachable_s = 0.0
         self._hub = hub
+
+    def heard(self) -> None:
+        """It lives."""
+        self.silent_s = self.unreachable_s = 0.0
 
     async def _send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
         await self._hub.send(self.identity, message, payload)
@@ -96,13 +103,16 @@ class Hub:
             json.dump(secret, file)
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
 
-    async def send(self, identity: bytes, message: Mapping[str, Any], payload: bytes) -> None:
-        """To one supervisor; one that is gone is found by its silence."""
-        if self._socket is not None:
-            try:
-                await self._socket.send_multipart([identity, json.dumps(message).encode(), payload])
-            except zmq.ZMQError as error:
-                log.warning("a message to %s was not sent: %s", identity.decode(errors="replace"), error)
+    async def send(self, identity: bytes, message: Mapping[str, Any], payload: bytes) -> bool:
+        """To one supervisor; False when there is no connection to it."""
+        if self._socket is None:
+            return False
+        try:
+            await self._socket.send_multipart([identity, json.dumps(message).encode(), payload])
+        except zmq.ZMQError as error:
+            log.info("a message to %s was not sent: %s", identity.decode(errors="replace"), error)
+            return False
+        return True
 
     async def _listen(self) -> None:
         assert self._socket is not None  # noqa: S101 - start() made it
@@ -111,23 +121,29 @@ class Hub:
             message = json.loads(body)
             client = self.clients.get(identity)
             if message["op"] == "join" and client is None:
-                client = RemoteClient(self, identity, str(message["node"]), int(message["cores"]))
+                client = RemoteClient(self, identity, message)
                 self.clients[identity] = client
                 await self.send(identity, {"op": "welcome"}, b"")
                 self._joined(client)
             elif client is None:
-                continue  # it was given up for lost; it will find out that nobody answers
-            client.heard = time.monotonic()
+                await self.send(identity, {"op": "end"}, b"")  # it was given up for lost, and its work begun elsewhere
+                continue
+            client.heard()
             if message["op"] not in ("join", "beat"):
                 client.handle(message, payload)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            await asyncio.sleep(0)  # if the loop was busy for long, hear first what has come meanwhile
-            now = time.monotonic()
-            for client in [c for c in self.clients.values() if now - c.heard > SILENCE_S]:
-                self.forget(client, f"node {client.node} has not been heard of for {SILENCE_S:g} s")
+            for client in list(self.clients.values()):
+                # Counted, not measured: a loop that was busy for a minute has not listened for a minute
+                client.silent_s += BEAT_S
+                if client.silent_s > 2 * BEAT_S and not await self.send(client.identity, {"op": "beat"}, b""):
+                    client.unreachable_s += BEAT_S
+                if client.silent_s > SILENCE_S:
+                    self.forget(client, f"node {client.node} has not been heard of for {SILENCE_S:g} s")
+                elif client.unreachable_s >= UNREACHABLE_S:
+                    self.forget(client, f"the connection to node {client.node} is gone")
 
     def forget(self, client: RemoteClient, why: str) -> None:
         """Give a supervisor up: whoever waits for it is told."""

@@ -1,100 +1,21 @@
 """Supervisors and their cores: which attempt runs where, and when.
 
-Attempts are served in the order they came; each goes to the node with the fewest cores that are enough for it, so that
-wide ones find room. A pure core (:class:`Slots`) decides; :class:`Pool` acts.
+:class:`~rose_hpc.execution.slots.Slots` decides, in the order of asking; :class:`Pool` acts.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Hashable
+import math
+from collections.abc import Collection, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
-from rose_hpc.errors import EngineError, UsageError
-from rose_hpc.execution.attempt import Attempt
+from rose_hpc.errors import EngineError
+from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.client import Answer, Client, OnStart
-
-
-class Slots:
-    """Cores by node, given out in the order they were asked for."""
-
-    def __init__(self) -> None:
-        self.free: dict[Hashable, int] = {}
-        self.total: dict[Hashable, int] = {}
-        self._waiting: deque[tuple[int, asyncio.Future[Hashable]]] = deque()
-
-    def add(self, node: Hashable, cores: int) -> None:
-        """A node joins."""
-        self.free[node] = self.total[node] = cores
-        self._next()
-
-    def remove(self, node: Hashable) -> None:
-        """A node is gone; who waits for more than any other node has is told.
-
-        Those that hold its cores find out by themselves.
-        """
-        self.free.pop(node, None)
-        self.total.pop(node, None)
-        for cores, turn in list(self._waiting):
-            if not any(cores <= total for total in self.total.values()) and not turn.done():
-                turn.set_exception(_never(cores, self.total))
-        self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
-        self._next()  # who stood behind those may fit
-
-    def fail(self, error: Exception) -> None:
-        """Tell everyone who waits."""
-        for _, turn in self._waiting:
-            if not turn.done():
-                turn.set_exception(error)
-        self._waiting.clear()
-
-    async def take(self, cores: int) -> Hashable:
-        """Wait until some node has ``cores`` free, take them, and say which.
-
-        Raises:
-            UsageError: no node has so many.
-        """
-        if self.total and not any(cores <= total for total in self.total.values()):
-            raise _never(cores, self.total)
-        turn: asyncio.Future[Hashable] = asyncio.get_running_loop().create_future()
-        self._waiting.append((cores, turn))
-        self._next()
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.give(turn.result(), cores)
-            else:
-                self._waiting = deque(entry for entry in self._waiting if entry[1] is not turn)
-                self._next()
-            raise
-
-    def give(self, node: Hashable, cores: int) -> None:
-        """Give them back; those of a node that is gone are gone."""
-        if node in self.free:
-            self.free[node] += cores
-            self._next()
-
-    def _next(self) -> None:
-        while self._waiting:
-            cores, turn = self._waiting[0]
-            fitting = [(free, str(node), node) for node, free in self.free.items() if free >= cores]
-            if not fitting:
-                return
-            self._waiting.popleft()
-            if turn.done():
-                continue
-            node = min(fitting, key=lambda entry: entry[:2])[2]
-            self.free[node] -= cores
-            turn.set_result(node)
-
-
-def _never(cores: int, total: dict[Hashable, int]) -> UsageError:
-    most = max(total.values(), default=0)
-    return UsageError(
-        f"a task asks for {cores} cores on one node, and the largest has {most}",
-        hint="lower its cores_per_rank, or ask for larger nodes",
-    )
+from rose_hpc.execution.slots import Grant, Request, Slots
 
 
 class Pool:
@@ -119,9 +40,9 @@ class Pool:
         """Of all nodes."""
         return sum(self.slots.total.values())
 
-    def add(self, client: Client, cores: int) -> None:
-        """A supervisor joins."""
-        self.slots.add(client, self.max_concurrent or cores)
+    def add(self, client: Client, cores: int, gpus: Sequence[str] | None = None) -> None:
+        """A supervisor joins; ``gpus``: the ids of its GPUs, None where nobody knows."""
+        self.slots.add(client, self.max_concurrent or cores, gpus)
 
     def remove(self, client: Client) -> None:
         """A supervisor is gone."""
@@ -136,10 +57,50 @@ class Pool:
         """Carry out an attempt when and where its cores are free."""
         if self.failure is not None:
             raise self.failure
-        weight = 1 if self.max_concurrent else attempt.cores
-        client = await self.slots.take(weight)
-        assert isinstance(client, Client)  # noqa: S101 - only add() puts nodes there
+        request = Request(1) if self.max_concurrent else plan_request(attempt, list(self.slots.total.values()))
+        grant = await self.slots.take(request)
+        lead, *others = (node for node in grant.nodes if isinstance(node, Client))
         try:
-            return await client.run(attempt, payload, on_start)
+            running = lead.run(_placed(attempt, grant, [lead, *others]), payload, on_start)
+            return await (running if not others else _on_all(attempt, running, others))
         finally:
-            self.slots.give(client, weight)
+            self.slots.give(grant)
+
+
+def plan_request(attempt: Attempt, nodes: Collection[int]) -> Request:
+    """What an attempt takes of nodes with so many cores: a part of one, or, for ranks that one cannot hold, whole ones.
+
+    Ranks over several nodes are spread evenly: ``ceil(ranks / nodes)`` on each, the last having fewer.
+    """
+    least, most = min(nodes, default=0), max(nodes, default=0)
+    each = attempt.cores // max(1, attempt.ranks)
+    if attempt.ranks == 1 or attempt.cores <= most or not 0 < each <= least:
+        return Request(attempt.cores, gpus=attempt.gpus)
+    count = math.ceil(attempt.ranks / (least // each))
+    return Request(math.ceil(attempt.ranks / count) * each, count)
+
+
+def _placed(attempt: Attempt, grant: Grant, clients: Sequence[Client]) -> Attempt:
+    """The attempt with what was given to it."""
+    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(grant.gpus)} if grant.gpus else {}
+    if not gpus and attempt.ranks == 1:
+        return attempt
+    return replace(attempt, env={**attempt.env, **gpus}, nodes=tuple(client.node for client in clients))
+
+
+async def _on_all(attempt: Attempt, running: Coroutine[Any, Any, Answer], others: Sequence[Client]) -> Answer:
+    """An attempt on several nodes, which ends with any of them."""
+    work = asyncio.create_task(running)
+    losses = [asyncio.create_task(client.gone.wait()) for client in others]
+    try:
+        await asyncio.wait([work, *losses], return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        lost = ", ".join(client.node for client in others if client.gone.is_set())
+        return Outcome(attempt.id, ok=False, reason="lost", message=f"was lost: it ran on {lost} too"), b""
+    finally:
+        for loss in losses:
+            loss.cancel()
+        work.cancel()
+        with suppress(asyncio.CancelledError, EngineError):
+            await work

@@ -41,7 +41,7 @@ class Link:
         self.broken_at: float | None = None
         self._context = zmq.Context()
         self._identity = f"{node}.{os.getpid()}.{uuid.uuid4().hex[:8]}".encode()
-        join = {"op": "join", "node": node, "cores": self.facts["cores_per_node"]}
+        join = {"op": "join", "node": node, "cores": self.facts["cores_per_node"], "gpus": visible_gpus(os.environ)}
         for endpoint in self.facts["endpoints"]:
             self._open(endpoint)
             self.send(join)
@@ -87,6 +87,13 @@ class Link:
         return self.broken_at is not None and time.monotonic() - self.broken_at > RECONNECT_S
 
 
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """The GPUs of this node that are ours, as ``CUDA_VISIBLE_DEVICES`` names them; all of them where it is not set."""
+    if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name.strip() and name != "NoDevFiles"]
+    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
 def serve(keys: Path) -> None:
     """Serve the hub that wrote ``keys`` until it says so, or is gone."""
     from rose_hpc.execution.hub import BEAT_S
@@ -100,7 +107,7 @@ def serve(keys: Path) -> None:
         for message, payload in link.receive():
             if message["op"] == "end":
                 supervisor.kill_everything()
-            elif message["op"] != "welcome":
+            elif message["op"] not in ("welcome", "beat"):
                 supervisor.handle(message, payload)
 
     def beat() -> None:

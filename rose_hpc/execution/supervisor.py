@@ -21,6 +21,7 @@ from typing import Any
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import Child, Log, python_argv
 from rose_hpc.execution.frames import pack, receive
+from rose_hpc.execution.mpi import launch
 from rose_hpc.execution.orphans import ATTEMPT_VARIABLE, adopt, end_all_orphans, end_orphans
 
 #: what a task finds in its environment (contract): never inherited from a task that we run in
@@ -146,7 +147,8 @@ class Supervisor:
         env.update(_with_deadline(attempt))
         env[ATTEMPT_VARIABLE] = attempt.id
         try:
-            job.child = Child(attempt.argv, cwd=attempt.cwd, env=env)
+            argv, env = (attempt.argv, env) if attempt.ranks == 1 else launch(attempt, env)
+            job.child = Child(argv, cwd=attempt.cwd, env=env)
         except (OSError, ValueError) as error:
             self._finish(job, "spawn", f"{attempt.argv[0]} could not be started: {error}")
             return

@@ -141,6 +141,7 @@ class _Reader:
     drivers: list[Driver] = field(default_factory=list)
     ranks: list[Bar] = field(default_factory=list)
     stages: list[Bar] = field(default_factory=list)
+    nodes: list[set[str]] = field(default_factory=list)  # named by the ranks of each driver
     cursor: float = 0.0
     idle: bool = True  # nothing done yet by this driver
     collecting: list[Bar] = field(default_factory=list)
@@ -151,6 +152,7 @@ class _Reader:
             case "job":
                 self.close()
                 self.drivers.append(Driver(record, word(record, "job"), time, time))
+                self.nodes.append(set())
                 self.cursor, self.idle = time, True
             case "rank":
                 self.collecting.append(self._bar(record, "collect", time))
@@ -165,7 +167,9 @@ class _Reader:
                 self.drivers[-1] = replace(self.drivers[-1], end=end, reason=reason)
         if self.drivers and kind != "extend":  # which the next driver writes before its own
             driver = self.drivers[-1]
-            self.drivers[-1] = replace(driver, ended=max(driver.ended, time))
+            self.nodes[-1].update([word(record, "node")] if record.get("node") else ())
+            nodes = max(1, len(self.nodes[-1]))
+            self.drivers[-1] = replace(driver, ended=max(driver.ended, time), nodes=nodes)
 
     def close(self) -> None:
         """The ranks of a collect that is over, or was not finished."""
@@ -211,12 +215,13 @@ def _with_jobs(drivers: Sequence[Driver], jobs: Sequence[JobRecord]) -> tuple[li
     done, queue, seen = [], [], set()
     for driver in drivers:
         job = submitted.get(driver.job) if driver.job else None
-        nodes = max(1, job.nodes) if job else 1
+        if job:
+            driver = replace(driver, nodes=max(1, job.nodes))
         if job and driver.job not in seen:
             seen.add(driver.job)
             driver = replace(driver, submitted=job.time)
             queue.append(Bar(min(job.time, driver.began), driver.began, "queue", driver.job))
-        done.append(replace(driver, nodes=nodes))
+        done.append(driver)
     for job in jobs:  # those that have not begun, or had nothing left to do
         if job.job not in seen:
             queue.append(Bar(job.time, max(last, job.time), "queue", job.job or "not numbered"))

@@ -34,8 +34,10 @@ _ATTEMPTS = 3
 _LOOKS_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 #: Slurm's words -> what to change
 _HINTS = (
-    ("partition name", "set slurm.partition; `rose-hpc doctor` lists the partitions"),
+    ("submit limit", "wait until some of your jobs have ended, or lower slurm.chain"),
+    ("job violates accounting", "ask for less: slurm.nodes, slurm.walltime_min, slurm.chain"),
     ("account", "set slurm.account to one that is yours, and may use this partition"),
+    ("partition", "set slurm.partition; `rose-hpc doctor` lists the partitions"),
     ("invalid qos", "set slurm.qos to one that you may use"),
     ("time limit", "lower slurm.walltime_min; `rose-hpc doctor` lists the limits"),
     ("memory specification", "lower slurm.mem_gb"),
@@ -45,8 +47,6 @@ _HINTS = (
     ("invalid feature", "correct slurm.constraint"),
     ("reservation", "correct slurm.reservation"),
     ("gres", "correct slurm.gpus_per_node"),
-    ("submit limit", "wait until some of your jobs have ended, or lower slurm.chain"),
-    ("job violates accounting", "ask for less: slurm.nodes, slurm.walltime_min, slurm.chain"),
     ("unrecognized option", "correct slurm.extra"),
     ("unknown option", "correct slurm.extra"),
 )

@@ -230,7 +230,7 @@ def test_a_refused_run_leaves_nothing_behind(slurm, folder):
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "rose-hpc: error: Slurm refused the job: invalid partition specified: x; "
-        "the keys of [slurm] are sbatch's options"
+        "set slurm.partition; `rose-hpc doctor` lists the partitions"
     ]
     assert not (folder / "r").exists()
 

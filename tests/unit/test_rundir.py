@@ -354,3 +354,38 @@ def test_the_owners_file_never_shrinks_or_grows(run):
     ownership.beat()
     ownership.release()
     assert sizes == {run.owner.stat().st_size} == {512}
+
+
+def test_an_owner_that_was_taken_over_says_so_and_writes_nothing(run):
+    """A driver that slept while another took its run finds out at its next heartbeat, and leaves the file alone."""
+    sleeper = Ownership(run)
+    facts = rundir.read_owner(run) | {"epoch": sleeper.epoch + 1, "host": "elsewhere", "pid": 77}
+    run.owner.write_text(json.dumps(facts))
+    with pytest.raises(OwnedError, match="process 77 on elsewhere"):
+        sleeper.beat()
+    sleeper.release()
+    assert rundir.read_owner(run) == facts
+
+
+def test_an_epoch_is_never_given_twice_though_the_owners_file_is_lost(run):
+    """The journal's drivers count too: a new owner is later than all of them."""
+    owner = Ownership(run)
+    owner.follow(41)
+    assert owner.epoch == 42
+    assert rundir.read_owner(run)["epoch"] == 42
+    owner.follow(7)
+    assert owner.epoch == 42
+    owner.release()
+
+
+def test_a_committed_file_is_nobody_elses(run):
+    """A hard link to a file outside is broken up when the folder is published."""
+    outside = run.path / "outside"
+    outside.write_text("before")
+    scratch = run.scratch / "policy"
+    scratch.mkdir()
+    (scratch / "weights").hardlink_to(outside)
+    run.iteration(0).mkdir()
+    rundir.publish_tree(scratch, run.policy(0))
+    outside.write_text("after")
+    assert (run.policy(0) / "weights").read_text() == "before"

@@ -1,0 +1,182 @@
+"""Cores and GPUs by node, given out in the order they were asked for: the pure core of :mod:`rose_hpc.execution.pool`.
+
+Each request goes to the node with the fewest free cores that are enough for it, so that wide ones find room. Nobody
+overtakes: who waits at the head for a whole node gets it as soon as it is empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from rose_hpc.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: ``cores`` and ``gpus`` on each of ``nodes``, which are whole ones if they are several."""
+
+    cores: int
+    nodes: int = 1
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What was given: the nodes, the cores on each, and the ids of the GPUs with the share of each."""
+
+    nodes: tuple[Hashable, ...]
+    cores: int
+    gpus: tuple[str, ...] = ()
+    share: float = 0.0
+
+
+class Gpus:
+    """The GPUs of one node, of which fractions can be given out.
+
+    Args:
+        ids: as ``CUDA_VISIBLE_DEVICES`` names them.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.free = dict.fromkeys(ids, 1.0)
+
+    def choose(self, gpus: float) -> tuple[tuple[str, ...], float] | None:
+        """The ids for ``gpus``, and the share of each; None when there are not enough.
+
+        Less than one is a share of a single GPU, of the one with the least room for it; more is whole ones.
+        """
+        if not gpus:
+            return (), 0.0
+        share = gpus if gpus < 1 else 1.0
+        able = sorted((free, i) for i, (_, free) in enumerate(self.free.items()) if free >= share - 1e-9)
+        count = 1 if gpus < 1 else math.ceil(gpus)
+        names = list(self.free)
+        return (tuple(names[i] for _, i in able[:count]), share) if len(able) >= count else None
+
+    def change(self, ids: Sequence[str], share: float) -> None:
+        """Give back (positive) or take (negative) a share of each."""
+        for name in ids:
+            self.free[name] = round(self.free[name] + share, 9)
+
+
+class Slots:
+    """Cores by node, given out in the order they were asked for."""
+
+    def __init__(self) -> None:
+        self.free: dict[Hashable, int] = {}
+        self.total: dict[Hashable, int] = {}
+        self._gpus: dict[Hashable, Gpus | None] = {}
+        self._waiting: deque[tuple[Request, asyncio.Future[Grant]]] = deque()
+
+    def add(self, node: Hashable, cores: int, gpus: Sequence[str] | None = None) -> None:
+        """A node joins; ``gpus`` None: nobody knows its GPUs, so they are not counted."""
+        self.free[node] = self.total[node] = cores
+        self._gpus[node] = None if gpus is None else Gpus(gpus)
+        self._next()
+
+    def remove(self, node: Hashable) -> None:
+        """A node is gone; who waits for more than the others have is told.
+
+        Those that hold its cores find out by themselves.
+        """
+        for known in (self.free, self.total, self._gpus):
+            known.pop(node, None)
+        for request, turn in list(self._waiting):
+            if not self._possible(request) and not turn.done():
+                turn.set_exception(self._never(request))
+        self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
+        self._next()  # who stood behind those may fit
+
+    def fail(self, error: Exception) -> None:
+        """Tell everyone who waits."""
+        for _, turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(error)
+        self._waiting.clear()
+
+    async def take(self, request: Request) -> Grant:
+        """Wait until what is asked for is free, and take it.
+
+        Raises:
+            UsageError: there will never be so much.
+        """
+        if self.total and not self._possible(request):
+            raise self._never(request)
+        turn: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, turn))
+        self._next()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.give(turn.result())
+            else:
+                self._waiting = deque(entry for entry in self._waiting if entry[1] is not turn)
+                self._next()
+            raise
+
+    def give(self, grant: Grant) -> None:
+        """Give it back; what was of a node that is gone is gone."""
+        for node in grant.nodes:
+            if node in self.free:
+                self.free[node] += grant.cores if len(grant.nodes) == 1 else self.total[node]
+                if (gpus := self._gpus[node]) is not None:
+                    gpus.change(grant.gpus, grant.share)
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting:
+            request, turn = self._waiting[0]
+            grant = self._grant(request)
+            if grant is None and not turn.done():
+                return
+            self._waiting.popleft()
+            if grant is None or turn.done():
+                continue
+            for node in grant.nodes:
+                self.free[node] -= grant.cores if len(grant.nodes) == 1 else self.total[node]
+                if (gpus := self._gpus[node]) is not None:
+                    gpus.change(grant.gpus, -grant.share)
+            turn.set_result(grant)
+
+    def _grant(self, request: Request) -> Grant | None:
+        """Where a request fits now."""
+        if request.nodes > 1:
+            idle = sorted((n for n, free in self.free.items() if free == self.total[n] >= request.cores), key=str)
+            return Grant(tuple(idle[: request.nodes]), request.cores) if len(idle) >= request.nodes else None
+        for _, _, node in sorted((free, str(node), node) for node, free in self.free.items() if free >= request.cores):
+            gpus = self._gpus[node]
+            if (chosen := ((), 0.0) if gpus is None else gpus.choose(request.gpus)) is not None:
+                return Grant((node,), request.cores, *chosen)
+        return None
+
+    def _possible(self, request: Request) -> bool:
+        """Whether it would fit if nothing else ran."""
+        able = [node for node, total in self.total.items() if total >= request.cores]
+        if request.nodes == 1 and request.gpus:
+            able = [n for n in able if (g := self._gpus[n]) is None or len(g.free) >= request.gpus]
+        return len(able) >= request.nodes
+
+    def _never(self, request: Request) -> UsageError:
+        most = max(self.total.values(), default=0)
+        if request.nodes > 1:
+            return UsageError(
+                f"a task asks for {request.nodes} nodes of {request.cores} cores, and there are {len(self.total)}, the "
+                f"largest with {most}",
+                hint="lower its ranks, or ask for more nodes",
+            )
+        if request.cores <= most:
+            gpus = max((len(g.free) for g in self._gpus.values() if g is not None), default=0)
+            return UsageError(
+                f"a task asks for {request.cores} cores and {request.gpus:g} GPUs on one node, and no node has both: the "
+                f"most GPUs are {gpus}",
+                hint="lower its gpus_per_rank, or ask for nodes with GPUs",
+            )
+        return UsageError(
+            f"a task asks for {request.cores} cores on one node, and the largest has {most}",
+            hint="lower its cores_per_rank, or ask for larger nodes",
+        )

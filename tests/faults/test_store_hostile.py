@@ -1,0 +1,183 @@
+"""Mutated and forged files: no crash of whoever opens them, and no other file opened.
+
+``STORE_MUTATIONS=20000 pytest tests/faults/test_store_hostile.py`` is the long form; the short one is seeded, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from rose_hpc.errors import DamagedError, ExperienceError, FormatError, SchemaError
+from rose_hpc.experience.episodes import returns_of
+from rose_hpc.experience.foreign import Limits, read_foreign
+from rose_hpc.experience.format import read_info
+from rose_hpc.experience.merge import merge_shards
+from rose_hpc.experience.shard import ShardWriter
+
+MUTATIONS = int(os.environ.get("STORE_MUTATIONS", "400"))
+SEED = int(os.environ.get("STORE_SEED", "0"))
+
+
+# -- the corpus --------------------------------------------------------------------------------------------------------
+
+
+def shard(path: Path, rows: int = 12) -> Path:
+    """A small shard with every kind of column."""
+    rng = np.random.default_rng(0)
+    with ShardWriter(path, fsync=False, attributes={"environment": "env_1", "parameters": {"a": 1}}) as writer:
+        writer.extend(
+            observations=rng.random((rows, 3)).astype(np.float32),
+            rewards=rng.random(rows),
+            terminations=np.arange(rows) % 5 == 4,
+            codes=rng.integers(0, 9, (rows, 2), np.uint8),
+        )
+    return path
+
+
+def originals(folder: Path) -> list[bytes]:
+    """Files to start from: a shard, a bank, and what plain HDF5 writes, old and new, with all that we refuse."""
+    folder.mkdir()
+    sealed = shard(folder / "shard.h5")
+    merge_shards([sealed], folder / "bank.h5")
+    for name, libver in (("old", "earliest"), ("new", "latest")):
+        with h5py.File(folder / f"{name}.h5", "w", libver=libver) as file:
+            write_everything(file, folder)
+    with h5py.File(folder / "plain.h5", "w", libver="earliest") as file:
+        file["rewards"], file["actions"] = np.arange(8.0), np.arange(8)
+        file.attrs["note"] = "text of variable length"
+        file.create_dataset("codes", data=np.arange(8, dtype="u1"), chunks=(4,), compression="gzip")
+    return [path.read_bytes() for path in sorted(folder.glob("*.h5"))]
+
+
+def write_everything(file: h5py.File, folder: Path) -> None:
+    """Links, groups, virtual and external data, odd types, filters: a bit of all that HDF5 can do."""
+    secret = str(folder.parent / "secret.h5")
+    file["rewards"] = np.arange(8.0)
+    file["outside"] = h5py.ExternalLink(secret, "/secret")
+    file["soft"] = h5py.SoftLink("/rewards")
+    file.create_group("deep/deeper")["loop"] = file["/"]
+    layout = h5py.VirtualLayout(shape=(8,), dtype="f8")
+    layout[:] = h5py.VirtualSource(secret, "secret", shape=(8,))
+    file.create_virtual_dataset("virtual", layout)
+    file.create_dataset("elsewhere", shape=(8,), dtype="u1", external=[(secret, 0, 8)])
+    file.create_dataset("packed", data=np.arange(8), chunks=(4,), shuffle=True, fletcher32=True)
+    file.create_dataset("ragged", shape=(2,), dtype=h5py.vlen_dtype(np.float64))
+    file["types"] = np.dtype([("x", "f4"), ("y", "i2", (3,))])
+    file["rewards"].attrs["pointer"] = file["rewards"].ref
+    file.attrs.update({"format": "rose_hpc.experience", "format_version": 1, "texts": ["a", "b"]})
+
+
+def mutations(sources: list[bytes], seed: int) -> Iterator[bytes]:
+    """Endless altered copies: bits, bytes, numbers, blocks, cuts, and parts of one file in another."""
+    rng = random.Random(seed)
+    numbers = [0, 1, 0x7F, 0xFF, 2**15, 2**16 - 1, 2**31, 2**32 - 1, 2**48, 2**63 - 1, 2**64 - 1]
+    while True:
+        data = bytearray(rng.choice(sources))
+        for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
+            at = rng.randrange(len(data))
+            match rng.randrange(7):
+                case 0:
+                    data[at] ^= 1 << rng.randrange(8)
+                case 1:
+                    data[at] = rng.randrange(256)
+                case 2:
+                    width = rng.choice([1, 2, 4, 8])
+                    data[at : at + width] = (rng.choice(numbers) % 256**width).to_bytes(width, "little")
+                case 3:
+                    other = rng.choice(sources)
+                    start = rng.randrange(len(other))
+                    piece = other[start : start + rng.choice([4, 16, 64, 512])]
+                    data[at : at + len(piece)] = piece
+                case 4:
+                    del data[at : at + rng.choice([1, 4, 8, 64])]
+                case 5:
+                    data[at:at] = rng.randbytes(rng.choice([1, 4, 8, 64]))
+                case 6:
+                    del data[max(at, 1) :]
+            if not data:
+                data = bytearray(b"\x89")
+        if rng.random() < 0.5:
+            mend(data)
+        yield bytes(data)
+
+
+def mend(data: bytearray) -> None:
+    """Give every piece of metadata of HDF5's newer formats the checksum that it should have now, as a forger would."""
+    sizes = {b"OHDR": None, b"OCHK": None}
+    if data[:8] == b"\x89HDF\r\n\x1a\n" and len(data) >= 48 and data[8] in (2, 3):
+        data[44:48] = lookup3(bytes(data[:44])).to_bytes(4, "little")
+    for mark in sizes:
+        at = data.find(mark)
+        while at >= 0:
+            end = _end_of_header(data, at) if mark == b"OHDR" else None
+            if end is not None and end + 4 <= len(data):
+                data[end : end + 4] = lookup3(bytes(data[at:end])).to_bytes(4, "little")
+            at = data.find(mark, at + 1)
+
+
+def _end_of_header(data: bytearray, at: int) -> int | None:
+    """Where the checksum of a version 2 object header's first chunk lies."""
+    if at + 16 > len(data):
+        return None
+    flags = data[at + 5]
+    head = at + 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
+    width = 1 << (flags & 3)
+    return head + width + int.from_bytes(data[head : head + width], "little")
+
+
+def lookup3(data: bytes) -> int:
+    """Bob Jenkins' lookup3 (hashlittle), which HDF5 uses as checksum of metadata."""
+    mask = 0xFFFFFFFF
+
+    def rot(x: int, k: int) -> int:
+        return ((x << k) | (x >> (32 - k))) & mask
+
+    a = b = c = (0xDEADBEEF + len(data)) & mask
+    at = 0
+    while len(data) - at > 12:
+        a, b, c = ((v + int.from_bytes(data[at + k : at + k + 4], "little")) & mask for v, k in ((a, 0), (b, 4), (c, 8)))
+        for k1, k2, k3 in ((4, 6, 8), (16, 19, 4)):
+            a = ((a - c) & mask) ^ rot(c, k1)
+            c = (c + b) & mask
+            b = ((b - a) & mask) ^ rot(a, k2)
+            a = (a + c) & mask
+            c = ((c - b) & mask) ^ rot(b, k3)
+            b = (b + a) & mask
+        at += 12
+    rest = data[at:].ljust(12, b"\0")
+    if at == len(data):
+        return c
+    a, b, c = ((v + int.from_bytes(rest[k : k + 4], "little")) & mask for v, k in ((a, 0), (b, 4), (c, 8)))
+    for target, k in (("c", 14), ("a", 11), ("b", 25), ("c", 16), ("a", 4), ("b", 14), ("c", 24)):
+        if target == "c":
+            c = ((c ^ b) - rot(b, k)) & mask
+        elif target == "a":
+            a = ((a ^ c) - rot(c, k)) & mask
+        else:
+            b = ((b ^ a) - rot(a, k)) & mask
+    return c
+
+
+def test_the_corpus_forges_checksums_that_hdf5_accepts(tmp_path: Path) -> None:
+    """A header that was altered and mended is read: half of the corpus gets past HDF5's own checksums."""
+    data = bytearray(shard(tmp_path / "a.h5").read_bytes())
+    at = data.index(b"env_1")
+    data[at : at + 5] = b"env_X"
+    (tmp_path / "broken.h5").write_bytes(data)
+    mend(data)
+    (tmp_path / "mended.h5").write_bytes(data)
+    with h5py.File(tmp_path / "mended.h5") as file:
+        assert "env_X" in str(file.attrs["environment"])
+    with pytest.raises(OSError), h5py.File(tmp_path / "broken.h5") as file:
+        print(dict(file.attrs))
