@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
-import re
-import time
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rose_hpc.errors import UsageError
 
-EngineName = Literal["embedded", "pilot"]
+if TYPE_CHECKING:
+    from rose_hpc.config import Config
 
-#: of a job whose end nobody tells, what the pilot asks for
-_RUNTIME_MIN = 24 * 60
-#: radical.pilot's description of an allocation that we are in: its agent forks here, and places ranks with srun
-_INSIDE = {
-    "default_schema": "interactive",
-    "schemas": {
-        "interactive": {"job_manager_endpoint": "fork://localhost", "filesystem_endpoint": "file://localhost"},
-        "batch": {"job_manager_endpoint": "slurm://localhost", "filesystem_endpoint": "file://localhost"},
-    },
-    "resource_manager": "SLURM",
-    "agent_config": "default",
-    "agent_scheduler": "CONTINUOUS",
-    "agent_spawner": "POPEN",
-    "launch_methods": {"order": ["SRUN"], "SRUN": {}},
-    "rp_version": "installed",
-    "virtenv_mode": "local",
-    "python_dist": "default",
-}
+EngineName = Literal["embedded", "pilot"]
 
 
 def choose_engine(asked: str = "auto", environ: Mapping[str, str] | None = None) -> EngineName:
@@ -51,58 +35,54 @@ def choose_engine(asked: str = "auto", environ: Mapping[str, str] | None = None)
     return asked  # type: ignore[return-value]  # one of the two, as has just been checked
 
 
-def allocation_resources(environ: Mapping[str, str], now: float) -> dict[str, Any]:
-    """The pilot's resources for the Slurm job that ``environ`` is of: all its nodes, until its end.
-
-    Args:
-        environ: ``SLURM_JOB_NUM_NODES``, ``SLURM_JOB_CPUS_PER_NODE`` and, where Slurm tells, ``SLURM_JOB_END_TIME``.
-        now: Unix seconds.
-
-    Raises:
-        UsageError: when it is not a job's.
-    """
-    try:
-        nodes = int(environ["SLURM_JOB_NUM_NODES"])
-        counts = [int(n) for n in re.findall(r"(\d+)(?:\(x\d+\))?(?:,|$)", environ["SLURM_JOB_CPUS_PER_NODE"])]
-        cores = min(counts)
-    except (KeyError, ValueError):
-        raise UsageError(
-            "this is no Slurm job whose nodes are known (SLURM_JOB_NUM_NODES, SLURM_JOB_CPUS_PER_NODE)",
-            hint="name the pilot's resource and nodes, or use the embedded engine",
-        ) from None
-    end = float(environ.get("SLURM_JOB_END_TIME", now + _RUNTIME_MIN * 60))
+def config_resources(config: Config) -> dict[str, Any]:
+    """What ``[pilot]`` and ``[slurm]`` say of the pilot, in its own words."""
+    pilot = config.pilot
     return {
-        "resource": "local.rose_hpc_allocation",
-        "access_schema": "interactive",
-        "runtime": max(1, int((end - now) / 60)),
-        "nodes": nodes,
-        "resource_config": {**_INSIDE, "cores_per_node": cores},
+        "resource": pilot.resource,
+        "access_schema": pilot.access_schema,
+        "runtime": None if pilot.runtime_min is None else math.ceil(pilot.runtime_min),
+        "slurm": config.slurm.model_dump(exclude_defaults=True),
     }
 
 
-def pilot_resources(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The pilot's resources: the allocation's inside a job, else this machine's; changed by what was asked for."""
-    known: dict[str, Any] = {"runtime": _RUNTIME_MIN}
-    if os.environ.get("SLURM_JOB_ID"):
-        known = allocation_resources(os.environ, time.time()) | {"sandbox": str(pilot_sandbox(Path.cwd()))}
-    return {**known, **{key: value for key, value in asked.items() if value is not None}}
+def pilot_resources(asked: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The pilot's resources, changed by what was asked for.
 
-
-def pilot_sandbox(*folders: Path) -> Path:
-    """A folder for radical.pilot's files that all nodes see and its shell scripts can carry unquoted.
+    Without a ``resource``: the Slurm job that we are in, or one that is submitted where there is Slurm, or this machine.
+    radical.pilot's own labels are passed on unchanged, with the nodes, queue, project and walltime of ``slurm``.
 
     Args:
-        folders: where it may be, the likeliest first; the home folder is the last resort.
+        asked: as :class:`rose_hpc.RadicalExecutionBackend` takes it.
+        environ: the environment to look at; None: this process's.
 
     Raises:
-        UsageError: when no path will do.
+        UsageError: when Slurm does not say what is needed.
     """
-    from rose_hpc.execution.pilot_resources import shell_safe
+    from rose_hpc.execution import pilot_slurm
 
-    for folder in (*folders, Path.home()):
-        if shell_safe(str(folder.absolute())):
-            return folder.absolute() / ".rose-hpc-pilot"
-    raise UsageError(f"radical.pilot cannot work in {folders[0]}", hint="start from a folder without blanks and quotes")
+    environ = os.environ if environ is None else environ
+    asked = {key: value for key, value in asked.items() if value is not None}
+    in_job = bool(environ.get("SLURM_JOB_ID"))
+    label = asked.get("resource") or (
+        pilot_slurm.LABEL if in_job or shutil.which("sbatch", path=environ.get("PATH")) else "local.localhost"
+    )
+    if label == pilot_slurm.LABEL:
+        return pilot_slurm.slurm_resources(asked, environ)
+    slurm = asked.pop("slurm", {})
+    known: dict[str, Any] = {"runtime": math.ceil(slurm.get("walltime_min") or pilot_slurm.UNKNOWN_RUNTIME_MIN)}
+    if label.startswith("local."):
+        return {**known, "resource": label, **asked}
+    if in_job:
+        known = pilot_slurm.inside(environ)
+        del known["resource_config"]  # radical.pilot's own holds
+    else:
+        words = {"nodes": slurm.get("nodes", 1), "queue": slurm.get("partition"), "project": slurm.get("account")}
+        known |= {key: value for key, value in words.items() if value is not None}
+        known["sandbox"] = str(pilot_slurm.pilot_sandbox(Path.cwd()))
+    if "cores" in asked:
+        known.pop("nodes", None)
+    return {**known, "resource": label, **asked}
 
 
 def make_backend(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from rose_hpc.report.history import EnvironmentFacts, Iteration
@@ -142,10 +142,9 @@ def _label(environment: EnvironmentFacts) -> str:
 
 
 def heat_map(
-    name: str, title: str, rows: Sequence[tuple[str, Mapping[int, float]]], last: int, words: object = number
+    name: str, title: str, rows: Sequence[tuple[str, Mapping[int, float]]], last: int, say: Callable[[float], str]
 ) -> Element:
     """A row for each environment, a column for each iteration (or the mean of some), the darker the more."""
-    say = words if callable(words) else number
     bins = binned(last + 1, 160)
     cells = [[mean([own[k] for k in part if k in own]) for part in bins] for _, own in rows]
     known = sorted(value for row in cells for value in row if value is not None)

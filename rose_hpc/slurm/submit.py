@@ -178,7 +178,7 @@ def _submit_one(slurm: Slurm, submission: Submission) -> JobRecord:
         if not answer.away and not answer.ok:
             records.forget_submitting(run, record)
             raise SlurmError(f"Slurm refused the job: {answer.words}", hint=_hint(answer))
-        log.warning("sbatch: %s; looking for the job by its comment", answer.words)
+        log.info("sbatch: %s; looking for the job by its comment", answer.words)
         job, sure = _look_for(run, record)
         if job:
             return records.note_submitted(run, record, job)

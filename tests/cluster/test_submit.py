@@ -124,7 +124,7 @@ def test_status_while_it_runs(cluster, folder):
         (["slurm.partition=paid", "slurm.account=chemistry"], "Invalid account", "slurm.account"),
         (["slurm.partition=short", "slurm.walltime_min=30"], "time limit is invalid", "slurm.walltime_min"),
         (["slurm.nodes=9"], "Node count specification invalid", "slurm.nodes"),
-        (["slurm.cpus_per_task=99"], "node configuration is not available", "cpus_per_task"),
+        (["slurm.cpus_per_task=99"], "More processors requested than permitted", "cpus_per_task"),
         (["slurm.mem_gb=999"], "Memory specification can not be satisfied", "slurm.mem_gb"),
         (["slurm.gpus_per_node=1"], "Invalid generic resource (gres) specification", "gpus_per_node"),
         (["slurm.constraint=blue"], "Invalid feature specification", "slurm.constraint"),
@@ -230,7 +230,7 @@ def test_any_program(cluster, folder):
     assert projects.records(folder / "r", "run")[0]["source"] == "program"
 
 
-def test_the_jobs_environment_is_set_up(cluster, folder):
+def test_the_jobs_environment_is_set_up(cluster, folder, tmp_path):
     """setup, modules and venv are there for the tasks; scripts that leave -u or -e broken do no harm."""
     bare = projects.write_project(
         folder,
@@ -243,17 +243,17 @@ def test_the_jobs_environment_is_set_up(cluster, folder):
         'echo "$NOT_SET_ANYWHERE"\nfalse\nmodule() { export LOADED="${LOADED:-}[$*]"; unset -v x; echo $x; }\n'
     )
     subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", "v"], cwd=folder, check=True
+        [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", "v"], cwd=tmp_path, check=True
     )
     # the environment of these tests, as a user's own would have rose_hpc installed
-    site = next((folder / "v/lib").glob("python*")) / "site-packages"
+    site = next((tmp_path / "v/lib").glob("python*")) / "site-packages"
     paths = [path for path in sys.path if path.endswith("site-packages")] + [str(Path(projects.__file__).parents[2])]
     (site / "tests.pth").write_text("\n".join(paths))
-    sets = ['slurm.setup="setup.sh"', 'slurm.modules=["one/1", "two words; x"]', 'slurm.venv="v"']
+    sets = ['slurm.setup="setup.sh"', 'slurm.modules=["one/1", "two words; x"]', f'slurm.venv="{tmp_path}/v"']
     (job,) = submit(bare, *(word for setting in sets for word in ("--set", setting)), cwd=folder)
     assert watch(folder / "r") == 0, (folder / f"r/slurm/{job}.out").read_text()
     seen = projects.rose_hpc("logs", "r", "--environment", "env_1", "-i", "0", cwd=folder).stdout
-    assert f"seen [load one/1][load two words; x] {folder}/v" in seen
+    assert f"seen [load one/1][load two words; x] {tmp_path}/v" in seen
 
 
 @pytest.mark.parametrize(
