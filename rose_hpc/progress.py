@@ -121,12 +121,19 @@ class Progress:
         return self.rewards[-1][1] if self.rewards else None
 
     def best(self, operator: str, before: int | None = None) -> tuple[int, float] | None:
-        """Iteration and value of the best reward, the first of equals; the least is best where less is asked for.
+        """Iteration and value of the best reward, the first of equals: the greatest; where less is asked for, the least;
+        where equality is, the nearest to the threshold.
 
         Args:
             operator: the criterion's.
             before: only iterations before this one.
         """
-        sign = 1 if operator.startswith("<") else -1
+        threshold = float(self.run.get("threshold") or 0.0)
+
+        def badness(reward: float) -> float:
+            if operator.startswith("="):
+                return abs(reward - threshold)
+            return reward if operator.startswith("<") else -reward
+
         rewards = (entry for entry in self.rewards if before is None or entry[0] < before)
-        return min(rewards, key=lambda entry: (sign * entry[1], entry[0]), default=None)
+        return min(rewards, key=lambda entry: (badness(entry[1]), entry[0]), default=None)

@@ -141,3 +141,10 @@ def test_the_best_reward_is_the_criterions():
     assert progress.best("<") == progress.best("<=") == (2, 1.0)
     assert progress.best(">", before=1) == (0, 2.0)
     assert progress.best("<", before=0) is None
+
+
+def test_the_best_reward_of_an_equality_is_the_nearest():
+    """With ``==`` neither the greatest nor the least is best, but the one nearest to the threshold."""
+    progress = Progress(run={"threshold": 10.0}, rewards=[(0, 4.0), (1, 11.0), (2, 30.0)])
+    assert progress.best("==") == (1, 11.0)
+    assert progress.best("=", before=1) == (0, 4.0)
