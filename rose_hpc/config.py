@@ -43,21 +43,21 @@ def load_config(
     Raises:
         ConfigError: one line with file, line, key, what is wrong and a suggestion.
     """
-    raw, lines = _parse(path)
+    raw, lines = read_toml(path)
     overridden: dict[KeyPath, str] = {}
     for assignment in sets:
-        overridden[_assign(raw, assignment)] = f"--set {assignment}"
+        overridden[assign(raw, assignment)] = f"--set {assignment}"
     if seed is not None:
-        overridden[_assign(raw, f"seed={seed}")] = f"--seed {seed}"
+        overridden[assign(raw, f"seed={seed}")] = f"--seed {seed}"
     if max_iterations is not None:
-        overridden[_assign(raw, f"loop.max_iterations={max_iterations}")] = f"--max-iterations {max_iterations}"
+        overridden[assign(raw, f"loop.max_iterations={max_iterations}")] = f"--max-iterations {max_iterations}"
     folder = path.absolute().parent.resolve()
     base = raw.get("base", "")
     try:
         return Config.model_validate({**raw, "base": folder / base if isinstance(base, str) else base})
     except ValidationError as error:
         key, message, hint = describe(error, raw, lines)
-        raise ConfigError(f"{_where(path, lines, key, overridden)}: {message}", hint=hint) from None
+        raise ConfigError(f"{where_of(path, lines, key, overridden)}: {message}", hint=hint) from None
 
 
 def dump_config(config: Config) -> str:
@@ -88,7 +88,12 @@ def check_scripts(config: Config, path: Path | None = None) -> None:
             _refuse(path, key, f"no script {script[0]!r} in {config.base}", _beside(config.base, script[0]))
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], TomlLines]:
+def read_toml(path: Path) -> tuple[dict[str, Any], TomlLines]:
+    """A TOML file as it stands, and where in it everything is.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -120,7 +125,7 @@ def _refuse_syntax(path: Path, text: str, lines: TomlLines, message: str) -> NoR
     raise ConfigError(f"{path}:{number}: not TOML: {what[:1].lower()}{what[1:]} in {source!r}", hint=hint)
 
 
-def _assign(raw: dict[str, Any], assignment: str) -> KeyPath:
+def assign(raw: dict[str, Any], assignment: str) -> KeyPath:
     """Apply one ``key=value`` to the parsed file, in place; returns the key."""
     key, equals, text = (part.strip() for part in assignment.partition("="))
     if not equals or not _SET_KEY.fullmatch(key):
@@ -143,7 +148,8 @@ def _read_value(text: str) -> Any:
     return read["value"] if len(read) == 1 else text
 
 
-def _where(path: Path, lines: TomlLines, key: KeyPath, overridden: Mapping[KeyPath, str]) -> str:
+def where_of(path: Path, lines: TomlLines, key: KeyPath, overridden: Mapping[KeyPath, str]) -> str:
+    """How an error names a key: file, line and key, or the option that overrode it."""
     for start, option in overridden.items():
         if key[: len(start)] == start:
             return f"{option}: {_dotted(key)}"
@@ -189,5 +195,5 @@ def _beside(base: Path, name: str) -> str:
 
 
 def _refuse(path: Path | None, key: KeyPath, message: str, hint: str) -> NoReturn:
-    where = _dotted(key) if path is None else _where(path, _parse(path)[1], key, {})
+    where = _dotted(key) if path is None else where_of(path, read_toml(path)[1], key, {})
     raise ConfigError(f"{where}: {message}", hint=hint)

@@ -54,6 +54,8 @@ class Loop(Model):
     """Iterations after which the run ends even if it has not converged; needed when there is no [check]."""
     max_concurrent: Count | None = None
     """Ranks at once; as many as there are cores if not set."""
+    waves: bool = True
+    """Whether environments may run one after another where not all fit at once; false refuses such a run."""
 
 
 class Merge(Model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rose_hpc import rundir
-from rose_hpc.errors import Interrupted, RunError
+from rose_hpc.errors import EngineError, Interrupted, RunError
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 
@@ -37,9 +36,7 @@ def make_run(config: Config, run_dir: Path | None) -> RunDir:
 
     if config.seed is None:
         config = config.model_copy(update={"seed": choose_seed()})
-    run = rundir.create(config.name, run_dir)
-    rundir.write_file(run.config, dump_config(config).encode())
-    return run
+    return rundir.create(config.name, run_dir, dump_config(config).encode())
 
 
 def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> list[str]:
@@ -98,7 +95,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
     from rose_hpc.config import load_config
     from rose_hpc.cores import available_cores
     from rose_hpc.execution.engine import Engine
-    from rose_hpc.execution.select import choose_engine, make_backend
+    from rose_hpc.execution.select import choose_engine, config_resources, make_backend
     from rose_hpc.loop import Loop
     from rose_hpc.session import Session, clear_scratch
     from rose_hpc.stages import Stages
@@ -110,14 +107,18 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
     try:
         clear_scratch(run)
         engine_name = choose_engine(engine)
+        backend = make_backend(engine_name, config.loop.max_concurrent, config_resources(config))
         if engine_name == "embedded":
             check_fits(workflow, available_cores())
-        resources: dict[str, Any] = {"resource": config.pilot.resource, "access_schema": config.pilot.access_schema}
-        if config.pilot.runtime_min is not None:
-            resources["runtime"] = math.ceil(config.pilot.runtime_min)
-        backend = make_backend(engine_name, config.loop.max_concurrent, resources)
+        elif backend.shape is not None:
+            nodes, cores = backend.shape
+            check_fits(workflow, cores, nodes)
         session.begin(run_facts(workflow, config.seed), changes, engine_name)
-        await backend  # the supervisor starts while asyncflow is imported
+        try:
+            await backend  # the supervisor starts while asyncflow is imported
+        except EngineError as error:
+            session.record("end", state="failed", reason=str(error), iteration=session.progress.iteration)
+            raise
         asyncflow = await _workflow_engine(backend, run)
         try:
             carrier = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)

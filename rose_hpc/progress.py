@@ -121,8 +121,9 @@ class Progress:
         return self.rewards[-1][1] if self.rewards else None
 
     def best(self, operator: str, before: int | None = None) -> tuple[int, float] | None:
-        """Iteration and value of the best reward, the first of equals: the greatest; where less is asked for, the least;
-        where equality is, the nearest to the threshold.
+        """Iteration and value of the best reward, the first of equals.
+
+        It is the greatest; where less is asked for, the least; where equality is, the nearest to the threshold.
 
         Args:
             operator: the criterion's.

@@ -122,8 +122,10 @@ def check_path(path: Path) -> Path:
     return path
 
 
-def create(name: str, run_dir: Path | None = None) -> RunDir:
+def create(name: str, run_dir: Path | None = None, config: bytes | None = None) -> RunDir:
     """Make the directory of a new run, with an empty journal: ``<runs>/<name>-<4 hex digits>``, or ``run_dir`` itself.
+
+    The configuration is there before the journal that makes it a run: killed in between, it is no run yet.
 
     Raises:
         UsageError: when ``run_dir`` has something in it.
@@ -141,6 +143,8 @@ def create(name: str, run_dir: Path | None = None) -> RunDir:
                 raise UsageError(f"{path} is not empty", hint=hint)
             for folder in (run.logs, run.slurm, run.scratch):
                 folder.mkdir()
+            if config is not None:
+                write_file(run.config, config)
             run.journal.touch()
             return run
     except OSError as error:

@@ -260,7 +260,7 @@ class Stages:
             except _LostError as error:
                 if not self.engine.has_nodes:
                     raise
-                self.session.warn(f"{error.message}: it begins anew on another node")
+                self.session.warn(f"{error.message}; it begins anew on another node")
         return await once()
 
     async def _prepare(self, place: Place, work: Work, values: tuple[Any, ...]) -> tuple[tuple[str, ...], Call | None]:

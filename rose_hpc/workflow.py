@@ -124,6 +124,7 @@ class Workflow:
         cwd: the folder commands run in.
         window: iterations whose banks the update sees as one.
         verify, workers: how shards are merged.
+        waves: whether environments may run one after another where not all fit at once.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Workflow:
     verify: bool = True
     workers: int | None = None
     max_concurrent: int | None = None
+    waves: bool = True
     retention: Retention = field(default_factory=Retention)
 
     def __post_init__(self) -> None:
@@ -202,25 +204,57 @@ def from_config(config: Config) -> Workflow:
         verify=config.merge.verify,
         workers=config.merge.workers,
         max_concurrent=config.loop.max_concurrent,
+        waves=config.loop.waves,
         retention=Retention(config.retention.policies, config.retention.banks, config.retention.shards),
     )
 
 
-def check_fits(workflow: Workflow, cores: int) -> None:
-    """Refuse work that could never start on an embedded engine of ``cores`` cores.
+def check_fits(workflow: Workflow, cores: int, nodes: int | None = None) -> None:
+    """Refuse work that could never start on ``nodes`` nodes of ``cores`` cores; None: on an embedded engine.
 
     Raises:
         UsageError: it names the work, with the arithmetic.
     """
     for name, work in workflow.works.items():
         r = work.resources
-        if r.ranks > 1:
+        if r.ranks > 1 and work.is_function:
+            raise UsageError(f"{name} asks for {r.ranks} ranks: a function runs in one", hint="make it a program")
+        if r.ranks > 1 and nodes is not None:
+            _check_ranks(name, r, cores, nodes)
+        elif r.ranks > 1:
             raise UsageError(
                 f"{name} asks for {r.ranks} ranks: the embedded engine runs programs of one rank",
                 hint="start MPI in its command, with cores_per_rank for its cores, or use the pilot",
             )
-        if r.cores > cores and workflow.max_concurrent is None:
+        elif r.cores > cores and (workflow.max_concurrent is None or nodes is not None):
             raise UsageError(
                 f"{name} asks for {r.ranks} x {r.cores_per_rank} = {r.cores} cores, and there are {cores}",
-                hint="lower its cores_per_rank, or set loop.max_concurrent to share cores",
+                hint="lower its cores_per_rank, or "
+                + ("set loop.max_concurrent to share cores" if nodes is None else "ask for larger nodes"),
             )
+
+
+    if not workflow.waves:
+        _check_waves(workflow, cores * (nodes or 1))
+
+
+def _check_waves(workflow: Workflow, cores: int) -> None:
+    """All environments at once, or not at all."""
+    needed = [e.work.resources.cores for e in workflow.environments]
+    if sum(needed) > cores:
+        each = f"{len(needed)} x {needed[0]}" if len(set(needed)) == 1 else " + ".join(map(str, needed[:20]))
+        raise UsageError(
+            f"{len(needed)} environments take {each} = {sum(needed)} cores at once, and there are {cores}",
+            hint="ask for more nodes, or let them run in waves (loop.waves = true)",
+        )
+
+
+def _check_ranks(name: str, r: Resources, cores: int, nodes: int) -> None:
+    """Ranks that one node cannot hold get whole nodes."""
+    each = cores // r.cores_per_rank
+    if r.ranks > each * nodes:
+        raise UsageError(
+            f"{name} asks for {r.ranks} ranks of {r.cores_per_rank} cores; {nodes} nodes of {cores} cores hold "
+            f"{nodes} x {each} = {nodes * each}",
+            hint="lower its ranks, or ask for more nodes",
+        )

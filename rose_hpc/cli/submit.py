@@ -125,7 +125,17 @@ def _of_config(request: Request) -> _Prepared:
         request.what, sets=[*site, *request.sets], seed=request.seed, max_iterations=request.max_iterations
     )
     check_scripts(config, request.what)
+    _check_room(config)
     return _Prepared(config.name, config.slurm, config.base, config=config)
+
+
+def _check_room(config: Config) -> None:
+    """Refuse before submitting what the job's own size, where it is said, can never hold."""
+    from rose_hpc.workflow import check_fits, from_config
+
+    slurm = config.slurm
+    if slurm.cpus_per_task is not None:
+        check_fits(from_config(config), slurm.cpus_per_task * (slurm.ntasks_per_node or 1), slurm.nodes)
 
 
 def _of_program(request: Request) -> _Prepared:

@@ -31,6 +31,9 @@ class Client:
         self.groups: dict[str, int] = {}
         self._pending: dict[str, tuple[asyncio.Future[Answer], OnStart | None]] = {}
 
+    def __str__(self) -> str:
+        return self.node  # among nodes with equally many free cores, the first by name is taken
+
     async def _send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
         raise NotImplementedError
 

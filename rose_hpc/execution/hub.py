@@ -8,11 +8,13 @@ supervisors' own connections; a supervisor that dies or hangs, or whose node is 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hmac
 import json
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +33,7 @@ BEAT_S = 2.0
 SILENCE_S = 20.0
 #: a silent one that cannot be reached either has this long to connect again: its process, not its node, is gone
 UNREACHABLE_S = 6.0
+_SIOCGIFADDR = 0x8915
 
 
 class RemoteClient(Client):
@@ -184,8 +187,14 @@ class _Only:
 
 
 def _addresses() -> list[str]:
-    """Where this host may be reached, the likeliest first."""
+    """Where this host may be reached, the likeliest first: its name, and the address of each of its interfaces."""
     names = [socket.gethostname()]
     with suppress(OSError):
         names += [str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
-    return list(dict.fromkeys([*names, "127.0.0.1"]))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, interface in socket.if_nameindex():
+            with suppress(OSError):  # one that is down, or has no such address
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", interface.encode()))
+                names.append(socket.inet_ntoa(answer[20:24]))
+    loopback = [name for name in names if name.startswith("127.")]  # last: on other nodes it is somebody else
+    return list(dict.fromkeys([*(name for name in names if name not in loopback), *loopback, "127.0.0.1"]))

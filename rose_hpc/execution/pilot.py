@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from rose_hpc.execution.child import python_argv
 from rose_hpc.execution.client import Answer, OnStart
 from rose_hpc.execution.hub import Hub, RemoteClient
 from rose_hpc.execution.local import search_path
+from rose_hpc.execution.pilot_slurm import LABEL, slurm_resources
 from rose_hpc.execution.pilot_tasks import PilotTasks
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,9 @@ class RadicalExecutionBackend(AttemptBackend):
 
     Args:
         resources: what the pilot is; see :func:`rose_hpc.execution.pilot_resources.plan_pilot`. ``{'runtime': 30,
-            'resource': 'local.localhost'}`` is a pilot on this machine, with all its cores, for 30 minutes.
+            'resource': 'local.localhost'}`` is a pilot on this machine, with all its cores, for 30 minutes;
+            ``'local.slurm'`` is the Slurm of this machine: the job we are in, or one that is submitted, as
+            ``'slurm': {'nodes': 3, 'partition': ...}`` says in the words of a configuration's ``[slurm]``.
         name: what asyncflow calls this backend.
 
     Raises:
@@ -50,6 +54,10 @@ class RadicalExecutionBackend(AttemptBackend):
 
     def __init__(self, resources: Mapping[str, Any], name: str = "pilot") -> None:
         super().__init__(name)
+        if resources.get("resource") == LABEL:
+            resources = slurm_resources(resources, os.environ)
+        elif int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) > 1 and resources.get("resource", "local.") != LABEL:
+            log.warning("a pilot on %s may leave nodes of this job idle", resources.get("resource", "this host"))
         self._pilot = PilotTasks(resources)
         self._pilot.register_callback(self._pilot_task_changed)
         self._hub: Hub | None = None
@@ -60,6 +68,21 @@ class RadicalExecutionBackend(AttemptBackend):
     def sandbox(self) -> Path | None:
         """The folder in which radical.pilot keeps its files; None before the start."""
         return self._pilot.sandbox
+
+    @property
+    def deadline(self) -> float | None:
+        """When the pilot ends (Unix seconds); None before the start."""
+        return self._pilot.deadline
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether what was lost with a node can begin anew on another."""
+        return self.pool.failure is None and self.pool.width > 0
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Nodes, and cores of each, as far as they are known before the start; None: not known."""
+        return self._pilot.shape
 
     def state(self) -> str:
         """The pilot's: NEW, radical.pilot's own while it starts, ACTIVE, DONE, FAILED, or CLOSED."""
@@ -78,7 +101,8 @@ class RadicalExecutionBackend(AttemptBackend):
         nodes, cores = max(1, self._pilot.nodes), max(1, self._pilot.cores_per_node)
         keys = Path(tempfile.mkdtemp(prefix="hub-", dir=self._pilot.sandbox), "keys.json")
         self._hub = Hub(keys, self._joined, self._lost)
-        await self._hub.start({"cores_per_node": cores, "path": search_path(), "nodes": nodes})
+        facts = {"cores_per_node": cores, "path": search_path(), "environment": self._pilot.task_environment()}
+        await self._hub.start(facts)
         argv = python_argv("rose_hpc.execution.rank", "--connect", str(keys).encode().hex())
         options = {"ranks": nodes, "cores_per_rank": cores, "name": "supervisors"}
         task = {"uid": _SUPERVISORS, "executable": argv[0], "arguments": argv[1:]}
@@ -95,7 +119,7 @@ class RadicalExecutionBackend(AttemptBackend):
             raise self.pool.failure
 
     def _joined(self, client: RemoteClient) -> None:
-        self.pool.add(client, client.cores)
+        self.pool.add(client, client.cores, client.gpus)
         log.info("the supervisor on %s has joined, with %d cores", client.node, client.cores)
         if self._hub is not None and len(self._hub.clients) >= max(1, self._pilot.nodes):
             self._everyone.set()

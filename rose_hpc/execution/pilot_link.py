@@ -33,11 +33,11 @@ class Link:
     async def open(cls, plan: PilotPlan, sandbox: Path, heard: Callable[[dict[str, Any] | None], None]) -> Link:
         """Start reaper and host; ``heard`` gets each message of the host, and None at its end."""
         ours, theirs = socket.socketpair()
-        grace_s = 0.0 if plan.forks else _GRACE_S
+        grace_s = 0.0 if plan.forks or plan.release else _GRACE_S
         with theirs, (sandbox / "host.log").open("ab") as log:
             reaper = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", str(_HERE / "pilot_reaper.py"), str(grace_s), str(os.getpid())),
-                str(theirs.fileno()),
+                *(str(theirs.fileno()), json.dumps(plan.release)),
                 *(sys.executable, "-P", str(_HERE / "pilot_host.py"), str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

@@ -1,10 +1,12 @@
-"""Leaves none of a program's descendants behind: ``python pilot_reaper.py GRACE_S DRIVER_PID KEEP_FD program ...``.
+"""Leaves none of a program's descendants behind, nor the allocation it has acquired:
+``python pilot_reaper.py GRACE_S DRIVER_PID KEEP_FD RELEASE program ...``.
 
 radical.pilot starts some twenty processes that detach themselves from their parents, and a driver that is SIGKILLed
 can end none of them. This small process can: it is a *child subreaper*, so the kernel hands it every descendant whose
 parent has gone, whatever session or name that one has given itself, and no process of anybody else's. It watches the
 driver, its parent (not a pipe from it, of which a forked child of the driver would hold the other end too); when that
-ends, or the program does, it ends all of them. SIGTERM ends them at once.
+ends, or the program does, it ends all of them. SIGTERM ends them at once. RELEASE, a command as a JSON list, is carried
+out in the end, unless it is empty.
 
 Standard library only, so that it starts in a few milliseconds and stays at 10 MB. Linux.
 """
@@ -12,6 +14,7 @@ Standard library only, so that it starts in a few milliseconds and stays at 10 M
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import select
 import signal
@@ -23,6 +26,8 @@ from pathlib import Path
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_EVERY_MS = 1000
 _KILL_TIMEOUT_S = 10.0
+_RELEASE_TIMEOUT_S = 30.0
+_RELEASE_AGAIN_S = (2, 10, 30)  # while the batch system does not answer
 
 
 def descendants(pid: int) -> list[int]:
@@ -86,9 +91,19 @@ def _wait(program: int, driver: int | None, timeout_s: float | None = None) -> b
     return False
 
 
+def _release(command: list[str]) -> None:
+    for wait_s in (0, *_RELEASE_AGAIN_S) if command else ():
+        time.sleep(wait_s)
+        try:
+            if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_RELEASE_TIMEOUT_S).returncode == 0:
+                return
+        except (OSError, subprocess.TimeoutExpired) as error:
+            sys.stderr.write(f"{command[0]}: {error}\n")
+
+
 def main(argv: list[str]) -> int:
     """Run the program, then end what is left of it; see the module's docstring."""
-    grace_s, driver_pid, keep_fd, command = float(argv[0]), int(argv[1]), int(argv[2]), argv[3:]
+    grace_s, driver_pid, keep_fd, release, command = float(argv[0]), int(argv[1]), int(argv[2]), argv[3], argv[4:]
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         sys.stderr.write("this kernel has no child subreapers: processes may stay behind\n")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the finally below
@@ -102,7 +117,8 @@ def main(argv: list[str]) -> int:
         if not _wait(pidfd, driver):
             _wait(pidfd, None, grace_s)  # the program has seen the driver go too, and is closing
     finally:
-        kill_descendants()
+        kill_descendants()  # first, so that nobody acquires anything more
+        _release(json.loads(release))
     return 0
 
 

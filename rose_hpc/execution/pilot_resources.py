@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc.errors import UsageError
+from rose_hpc.slurm.commands import clean_environment
 
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9_./+-]+")
 #: Held to a rank's cores, for speed and for determinism.
@@ -42,6 +43,10 @@ class PilotPlan:
         start_timeout_s: seconds until the pilot must be active, waiting in a queue included.
         resource_config: radical.pilot's description of the resource, laid over what it ships for that label.
         forks: the tasks are forked on this host, with no launcher such as srun between.
+        deadline: when it ends (Unix seconds), where that is not ``runtime_min`` from its start.
+        submit_environment: variables for the commands of the batch system, in place of the user's own; empty: the pilot
+            is not submitted.
+        release: a command that gives the pilot's allocation back when it is over, in whatever way; empty: none.
     """
 
     resource: str
@@ -57,6 +62,9 @@ class PilotPlan:
     start_timeout_s: float = 300.0
     resource_config: Mapping[str, Any] = field(default_factory=dict)
     forks: bool = True
+    deadline: float | None = None
+    submit_environment: Mapping[str, str] = field(default_factory=dict)
+    release: tuple[str, ...] = ()
 
 
 #: key of the resources -> type it must have
@@ -73,6 +81,9 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "sandbox": (str, os.PathLike),
     "start_timeout_s": (int, float),
     "resource_config": Mapping,
+    "deadline": float,
+    "submit_environment": Mapping,
+    "release": tuple,
 }
 _LOCAL_START_TIMEOUT_S = 300.0
 _QUEUED_START_TIMEOUT_S = 24 * 3600.0
@@ -119,6 +130,9 @@ def plan_pilot(resources: Mapping[str, Any], *, host_cores: int, folder: Path) -
         start_timeout_s=_positive(resources, "start_timeout_s", default_timeout_s),
         resource_config=config,
         forks=forks,
+        deadline=resources.get("deadline"),
+        submit_environment=dict(resources.get("submit_environment") or {}),
+        release=tuple(resources.get("release") or ()),
     )
 
 
@@ -194,6 +208,8 @@ def host_environment(plan: PilotPlan, sandbox: Path, environ: Mapping[str, str])
     if (scripts.parent / "pyvenv.cfg").exists():
         changed["VIRTUAL_ENV"] = str(scripts.parent)
     defaults = {"RADICAL_DEFAULT_PROFILE": "FALSE", "RADICAL_DEFAULT_REPORT": "FALSE"}
+    if plan.submit_environment:
+        environ = {**clean_environment(environ), **plan.submit_environment}
     if plan.forks:
         defaults["RADICAL_DEFAULT_IFACE"] = "lo"  # its bridges have no authentication: not for the network to see
     return {**defaults, **environ, **changed}

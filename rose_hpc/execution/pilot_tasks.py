@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,14 @@ from typing import Any
 from rose_hpc.errors import EngineError, RoseHpcError, TaskError, UsageError
 from rose_hpc.execution.pilot_link import CLOSE_TIMEOUT_S, Link
 from rose_hpc.execution.pilot_resources import PilotPlan, plan_pilot, plan_task, shell_safe
+from rose_hpc.slurm.commands import clean_environment
 
 logger = logging.getLogger(__name__)
+
+#: how much of its runtime a pilot may have used when it tells that it is active
+_START_S = 30.0
+#: variables that mean something on the driver's host only
+_OF_THIS_HOST = frozenset({"TMPDIR", "HOSTNAME", "DISPLAY", "SSH_AUTH_SOCK", "SSH_CONNECTION", "XDG_RUNTIME_DIR"})
 
 
 class TaskStates:
@@ -51,6 +58,7 @@ class PilotTasks:
     Attributes:
         sandbox: the folder in which radical.pilot keeps its files; None before the start.
         nodes, cores_per_node: what the pilot holds; 0 before the start.
+        deadline: when it ends (Unix seconds); None before the start.
 
     Raises:
         UsageError: resources that make no sense, or radical.pilot is not installed.
@@ -68,6 +76,7 @@ class PilotTasks:
         self.attached_to: list[str] = []
         self.sandbox: Path | None = None
         self.nodes = self.cores_per_node = 0
+        self.deadline: float | None = None
         self._work_dir = str(Path.cwd())
         self._plan = plan_pilot(resources, host_cores=len(os.sched_getaffinity(0)), folder=Path.cwd())
         self._callback: Callable[[dict[str, Any], str], None] = lambda task, state: None
@@ -121,6 +130,7 @@ class PilotTasks:
             self._state = message["state"]
         elif message["op"] == "ready" and self._ready is not None and not self._ready.done():
             self._state, self.nodes, self.cores_per_node = "ACTIVE", message["nodes"], message["cores_per_node"]
+            self.deadline = self._plan.deadline or time.time() + self._plan.runtime_min * 60 - _START_S
             self._ready.set_result(None)
         elif message["op"] == "running" and message["id"] in self._tasks:
             self._callback(self._tasks[message["id"]], TaskStates.RUNNING)
@@ -214,10 +224,24 @@ class PilotTasks:
             await asyncio.to_thread(shutil.rmtree, self.sandbox, ignore_errors=True)
 
     @property
+    def shape(self) -> tuple[int, int] | None:
+        """Nodes, and cores of each, as far as the plan knows them."""
+        plan, cores = self._plan, self._plan.resource_config.get("cores_per_node")
+        if plan.forks:
+            return 1, plan.cores
+        return (plan.nodes, int(cores)) if plan.nodes and cores else None
+
+    def task_environment(self) -> dict[str, str]:
+        """What tasks elsewhere lack of the driver's environment; nothing where they inherit it."""
+        if not self._plan.submit_environment:
+            return {}
+        return {k: v for k, v in clean_environment(os.environ).items() if k not in _OF_THIS_HOST}
+
+    @property
     def _grace_s(self) -> float:
         # What was forked here is killed at once: closing would take radical.pilot 4 to 15 s, for the same end.
         # Elsewhere it has jobs and steps to cancel that are no processes of ours.
-        return 0.0 if self._plan.forks else CLOSE_TIMEOUT_S
+        return 0.0 if self._plan.forks or self._plan.release else CLOSE_TIMEOUT_S
 
     async def _close(self, grace_s: float) -> None:
         link, self._link = self._link, None

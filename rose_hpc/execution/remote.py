@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import selectors
+import socket
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from rose_hpc.execution.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
+#: how long it may take to find out whether anybody listens at an address
+PROBE_S = 3.0
 #: how long the hub may take to answer at one address before the next is tried
 WELCOME_S = 10.0
 #: how long a broken connection may take to come back before the driver counts as dead
@@ -42,7 +45,7 @@ class Link:
         self._context = zmq.Context()
         self._identity = f"{node}.{os.getpid()}.{uuid.uuid4().hex[:8]}".encode()
         join = {"op": "join", "node": node, "cores": self.facts["cores_per_node"], "gpus": visible_gpus(os.environ)}
-        for endpoint in self.facts["endpoints"]:
+        for endpoint in filter(_answers, self.facts["endpoints"]):
             self._open(endpoint)
             self.send(join)
             if self.socket.poll(int(WELCOME_S * 1000)):
@@ -87,6 +90,16 @@ class Link:
         return self.broken_at is not None and time.monotonic() - self.broken_at > RECONNECT_S
 
 
+def _answers(endpoint: str) -> bool:
+    """Whether anybody listens there; ZeroMQ itself would go on trying."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), PROBE_S).close()
+    except OSError:
+        return False
+    return True
+
+
 def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     """The GPUs of this node that are ours, as ``CUDA_VISIBLE_DEVICES`` names them; all of them where it is not set."""
     if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
@@ -101,6 +114,7 @@ def serve(keys: Path) -> None:
     supervisor = Supervisor(lambda message, payload: link.send(message, payload))
     supervisor.adopt()
     link = Link(keys, supervisor.node)
+    os.environ.update(link.facts["environment"])
     supervisor.handle({"op": "hello", "path": link.facts["path"], "service": True}, b"")
 
     def drain() -> None:

@@ -47,9 +47,9 @@ def config_resources(config: Config) -> dict[str, Any]:
 
 
 def pilot_resources(asked: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The pilot's resources, changed by what was asked for.
+    """What was asked for, and what follows from where we are.
 
-    Without a ``resource``: the Slurm job that we are in, or one that is submitted where there is Slurm, or this machine.
+    Without a ``resource``: the Slurm job that we are in; or where there is Slurm, one that is submitted; or this host.
     radical.pilot's own labels are passed on unchanged, with the nodes, queue, project and walltime of ``slurm``.
 
     Args:
@@ -57,7 +57,7 @@ def pilot_resources(asked: Mapping[str, Any], environ: Mapping[str, str] | None 
         environ: the environment to look at; None: this process's.
 
     Raises:
-        UsageError: when Slurm does not say what is needed.
+        UsageError: when this is a job whose nodes are not known.
     """
     from rose_hpc.execution import pilot_slurm
 
@@ -68,7 +68,7 @@ def pilot_resources(asked: Mapping[str, Any], environ: Mapping[str, str] | None 
         pilot_slurm.LABEL if in_job or shutil.which("sbatch", path=environ.get("PATH")) else "local.localhost"
     )
     if label == pilot_slurm.LABEL:
-        return pilot_slurm.slurm_resources(asked, environ)
+        return {**asked, "resource": label}
     slurm = asked.pop("slurm", {})
     known: dict[str, Any] = {"runtime": math.ceil(slurm.get("walltime_min") or pilot_slurm.UNKNOWN_RUNTIME_MIN)}
     if label.startswith("local."):

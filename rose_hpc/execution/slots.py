@@ -172,8 +172,8 @@ class Slots:
         if request.cores <= most:
             gpus = max((len(g.free) for g in self._gpus.values() if g is not None), default=0)
             return UsageError(
-                f"a task asks for {request.cores} cores and {request.gpus:g} GPUs on one node, and no node has both: the "
-                f"most GPUs are {gpus}",
+                f"a task asks for {request.cores} cores and {request.gpus:g} GPUs on one node, and no node has both "
+                f"({gpus} GPUs at most)",
                 hint="lower its gpus_per_rank, or ask for nodes with GPUs",
             )
         return UsageError(

@@ -21,8 +21,10 @@ from rose_hpc import errors
 from rose_hpc.errors import DamagedError, ExperienceError, RoseHpcError
 from rose_hpc.experience.schema import ShardInfo
 
-#: what the child finds in its environment besides ours: no plugins of HDF5, and no threads it does not need
-_ENVIRONMENT = {"HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+#: what the child finds in its environment besides ours: no plugins of HDF5, which looks into their folder for whatever
+#: it cannot open (and does so with them turned off, too), and no threads that nobody needs
+_NO_PLUGINS = {"HDF5_PLUGIN_PRELOAD": "::", "HDF5_PLUGIN_PATH": "/dev/null"}
+_ENVIRONMENT = {**_NO_PLUGINS, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,8 @@ def _answer(operation: str, path: str) -> dict[str, Any]:
     except ExperienceError as error:
         facts = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
         return {**facts, "paths": list(error.paths) if isinstance(error, DamagedError) else []}
-    except (MemoryError, RecursionError, OverflowError) as error:
-        what = f"{path} is damaged: parsing it took too much ({type(error).__name__})"
+    except (MemoryError, RecursionError, OverflowError, OSError) as error:
+        what = f"{path} is damaged: parsing it was more than it may be ({type(error).__name__})"
         return {"error": "DamagedError", "message": what, "hint": "", "paths": [path]}
 
 

@@ -36,6 +36,8 @@ from rose_hpc.experience.stats import STATS_FIELDS, Stats, stats_shape
 
 FORMAT = "rose_hpc.experience"
 VERSION = 1
+#: no shard has more of either; counting is the first thing that is done with a file
+_MAX_COLUMNS, _MAX_ATTRIBUTES = 4096, 1024
 #: attributes of a dataset that hold its statistics
 _STATS_ATTRIBUTES = dict(zip(STATS_FIELDS, ("count", "mean", "M2", "min", "max", "nans"), strict=True))
 #: filters that HDF5 itself brings: others are plugins, that is code found by name
@@ -146,6 +148,10 @@ def survey(file: h5py.File, path: Path) -> Survey:
         DamagedError: for a column that reaches beyond the end of the file.
     """
     columns, lengths, reasons, size = {}, {}, {}, path.stat().st_size
+    counts = (len(file.id), _MAX_COLUMNS, "objects"), (h5py.h5a.get_num_attrs(file.id), _MAX_ATTRIBUTES, "attributes")
+    for count, limit, what in counts:
+        if count > limit:
+            raise FormatError(f"{path} has {count:,} {what}", hint=f"a shard has at most {limit:,}")
     for encoded in file.id:
         name = encoded.decode()
         check_name(name)

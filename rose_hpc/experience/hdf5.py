@@ -77,6 +77,8 @@ def read_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, *, he
         return None
     if is_text and kind.is_variable_str():
         return h5py.AttributeManager(h5py.Group(item))[name] if heaps else None
+    if attribute.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+        return None
     if 0 in attribute.shape:  # whose storage HDF5 does not like to be asked for
         return np.empty(attribute.shape, attribute.dtype)
     if attribute.get_storage_size() > _MAX_ATTRIBUTE_BYTES:

@@ -55,8 +55,9 @@ def _threshold(chart: Plot, limits: Sequence[Point], operator: str) -> None:
     said = ", then ".join(number(y) for _, y in changes[-5:])
     mark = add(chart.svg, "path", class_="threshold", d=steps(places, chart.x.end), data_value=f"{changes[-1][1]!r}")
     hint(mark, f"threshold: {operator} {said}")
-    text = f"{operator} {number(changes[-1][1])} threshold"
-    add(chart.svg, "text", text, class_="threshold-label", x=chart.x.start + 6, y=places[0][1] - 6)
+    for (x, y), (_, limit) in list(zip(places, changes, strict=True))[-5:]:
+        text = f"threshold {operator} {number(limit)}"
+        add(chart.svg, "text", text, class_="threshold-label", x=min(x + 6, chart.x.end - 120), y=y - 6)
 
 
 def _best(points: Sequence[Point], operator: str) -> list[Point]:
@@ -213,7 +214,9 @@ def time_chart(iterations: Sequence[Iteration]) -> Element:
         for stage in STAGES:
             if seconds := bar.get(stage, 0.0):
                 top, foot = chart.y(base + seconds), chart.y(base)
-                box = add(svg, "rect", class_=stage, x=left + air / 2, y=top, width=right - left - air, height=foot - top)
+                box = add(
+                    svg, "rect", class_=stage, x=left + air / 2, y=top, width=right - left - air, height=foot - top
+                )
                 hint(box, f"{_which(iterations, part)}: {stage} {duration(seconds)}")
                 base += seconds
     return svg

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from xml.etree.ElementTree import Element
 
-from rose_hpc.report.scale import BrokenScale, Piece, broken, clock_ticks, occupancy
+from rose_hpc.report.scale import BrokenScale, Piece, broken, clock_step, clock_ticks, occupancy
 from rose_hpc.report.svg import WIDTH, add, hint, picture
 from rose_hpc.report.timeline import Bar, Driver, Timeline, slots
-from rose_hpc.report.words import count, duration, number
+from rose_hpc.report.words import count, duration, elapsed, number, roughly
 
 #: a run with more ranks than this is drawn as its shape, and some of its iterations in full
 MOST_RANKS = 1500
 #: lanes of jobs, nodes and ranks in one picture
 _JOBS, _NODES, _LANES = 24, 40, 160
-_LEFT, _RIGHT, _TOP = 150.0, WIDTH - 14, 34.0
 _BINS = 400
+#: of the paper, between two labels of the clock
+_CLOCK_ROOM = 84.0
 
+_PARTS = re.compile(r"([^0-9]*)([0-9]{0,18})")
 Place = Callable[[float], float]
 
 
 @dataclass
 class _Paper:
-    """A picture that grows downwards, lane by lane."""
+    """A picture that grows downwards, lane by lane; its lanes go from ``left`` to ``right``."""
 
     svg: Element
     x: Place
-    y: float = _TOP
+    left: float
+    right: float
+    y: float = 34.0
 
     def lane(self, label: str, height: float) -> float:
         """A new lane with its label; its top."""
         top = self.y
-        add(self.svg, "text", label[:22], class_="end small", x=_LEFT - 8, y=top + min(height, 14.0) - 2)
+        add(self.svg, "text", label[:22], class_="end small", x=self.left - 8, y=top + min(height, 14.0) - 2)
         self.y += height
         return top
 
@@ -46,6 +51,7 @@ class _Paper:
     def bar(self, bar: Bar, top: float, height: float, text: str) -> None:
         """A bar on a lane, at least a hair wide."""
         left, right = self.x(bar.start), self.x(bar.end)
+        right -= 0.7 if right - left > 3 else 0.0  # so that neighbours can be told apart
         box = add(self.svg, "rect", class_=bar.kind, x=left, y=top, width=max(0.8, right - left), height=height)
         hint(box, text)
 
@@ -53,17 +59,17 @@ class _Paper:
 def overview(timeline: Timeline) -> Element:
     """Jobs, stages and nodes over the whole run; every rank where they are few enough."""
     spans = [(driver.began, driver.ended) for driver in timeline.drivers]
-    whole = (timeline.start, max(timeline.end, timeline.start + 1e-3))
-    scale = broken(spans, whole, _LEFT, _RIGHT)
-    about = f"{count(len(timeline.ranks), 'rank')} over {duration(whole[1] - whole[0])}"
-    paper = _Paper(picture("timeline-chart", "Timeline of jobs, stages and ranks", about, 100), scale)
+    left, right = 150.0, WIDTH - 14
+    scale = broken(spans, [timeline.start, timeline.end, *(bar.start for bar in timeline.queue)], left, right)
+    about = f"{count(len(timeline.ranks), 'rank')} over {duration(timeline.end - timeline.start)}"
+    paper = _Paper(picture("timeline-chart", "Timeline of jobs, stages and ranks", about, 100), scale, left, right)
     _jobs(paper, timeline)
     _stages(paper, timeline, spans)
     if len(timeline.ranks) <= MOST_RANKS:
         _ranks(paper, timeline.ranks, with_iteration=True)
     else:
         _nodes(paper, timeline, scale)
-    _clock(paper, [(piece, timeline.start) for piece in scale.pieces])
+    _clock(paper, scale.pieces, timeline.start)
     return _finished(paper)
 
 
@@ -72,13 +78,15 @@ def iteration_chart(timeline: Timeline, number_: int, why: str) -> Element:
     part = timeline.of(number_)
     bars = [*part.ranks, *part.stages]
     low, high = min(bar.start for bar in bars), max(bar.end for bar in bars)
-    piece = Piece(low, max(high, low + 1e-3), _LEFT, _RIGHT, False)
-    about = f"{count(len(part.ranks), 'rank')} in {duration(high - low)}"
-    svg = picture(f"iteration-chart-{number_}", f"Iteration {number_} ({why}): {about}", about, 100)
-    paper = _Paper(svg, BrokenScale((piece,)))
+    left, right, width = 80.0, WIDTH / 2 - 24, WIDTH / 2 - 10
+    piece = Piece(low, max(high, low + 1e-3), left, right, False)
+    about = f"iteration {number_}, {why}: {count(len(part.ranks), 'rank')} in {duration(high - low)}"
+    svg = picture(f"iteration-chart-{number_}", f"Ranks and stages of iteration {number_}", about, 100, width)
+    add(svg, "text", about, x=8, y=12)
+    paper = _Paper(svg, BrokenScale((piece,)), left, right)
     _stages(paper, part, [])
     _ranks(paper, part.ranks, with_iteration=False)
-    _clock(paper, [(piece, low)])
+    _clock(paper, (piece,), low)
     return _finished(paper)
 
 
@@ -112,15 +120,15 @@ def _stages(paper: _Paper, timeline: Timeline, spans: Sequence[tuple[float, floa
     if len(bars) > MOST_RANKS:
         bars = list(_shares(bars, paper.x, spans))
     for bar in bars:
-        where = f", iteration {bar.iteration}" if bar.iteration >= 0 else ""
         node = f" on {bar.node}" if bar.node else ""
-        paper.bar(bar, top, 14, bar.who if where == "" else f"{bar.kind}{where}{node}: {duration(bar.seconds)}")
+        said = f"{bar.kind}, iteration {bar.iteration}{node}: {duration(bar.seconds)}"
+        paper.bar(bar, top, 14, bar.who if bar.iteration < 0 else said)
 
 
 def _shares(bars: Sequence[Bar], x: Place, spans: Sequence[tuple[float, float]]) -> Iterable[Bar]:
     """The stages of a long run: in each short span of time, one after the other, each as wide as its share."""
     for low, high in spans:
-        bins = max(1, int((x(high) - x(low)) / 6))
+        bins = max(1, int((x(high) - x(low)) / 12))
         inside = [bar for bar in bars if bar.start < high and bar.end > low]
         kinds = sorted({bar.kind for bar in inside}, key=_ORDER.index)
         parts = {k: occupancy([(b.start, b.end) for b in inside if b.kind == k], low, high, bins) for k in kinds}
@@ -137,21 +145,31 @@ _ORDER = ("starting", "collect", "merge", "update", "check", "failed", "between"
 
 
 def _by_node(bars: Iterable[Bar]) -> list[tuple[str, list[Bar]]]:
-    ordered = sorted(bars, key=lambda bar: bar.node)
+    ordered = sorted(bars, key=lambda bar: _natural(bar.node))
     return [(node or "node not known", list(own)) for node, own in groupby(ordered, key=lambda bar: bar.node)]
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """So that n2 comes before n10."""
+    return [(letters, int(digits or 0)) for letters, digits in _PARTS.findall(name)]
 
 
 def _ranks(paper: _Paper, ranks: Sequence[Bar], *, with_iteration: bool) -> None:
     """A lane for each rank a node ran at once, as far as there is room."""
     placed = [(node, slot, bar) for node, own in _by_node(ranks) for slot, bar in slots(own)]
-    lanes = sorted({(node, slot) for node, slot, _ in placed})
-    height = 15.0 if len(lanes) <= 24 else 8.0 if len(lanes) <= 64 else 5.0
+    lanes = sorted({(node, slot) for node, slot, _ in placed}, key=lambda lane: (_natural(lane[0]), lane[1]))
+    height = 15.0 if len(lanes) <= 24 else 6.0
     tops: dict[tuple[str, int], float] = {}
     for node, group in groupby(lanes[:_LANES], key=lambda lane: lane[0]):
         own = list(group)
-        all_of_node = sum(lane[0] == node for lane in lanes)
-        paper.heading(f"{node}: {count(all_of_node, 'rank')} at once")
-        tops |= {lane: paper.lane(f"slot {lane[1] + 1}" if height > 8 else "", height) for lane in own}
+        if height > 8:
+            paper.heading(f"{node}: {count(sum(lane[0] == node for lane in lanes), 'rank')} at once")
+        else:
+            paper.y += 4
+        for lane in own:
+            label = f"slot {lane[1] + 1}" if height > 8 else node if lane == own[0] else ""
+            tops[lane] = paper.lane(label, height)
+        paper.y = max(paper.y, tops[own[0]] + 12)
     for node, slot, bar in placed:
         if (top := tops.get((node, slot))) is not None:
             it = f", iteration {bar.iteration}" if with_iteration else ""
@@ -175,52 +193,55 @@ def _nodes(paper: _Paper, timeline: Timeline, scale: BrokenScale) -> None:
             heights = [top + 20 - 19 * value / (most or 1.0) for value in curve]
             path = "".join(f"V{y:.1f}h{step:.2f}" for y in heights)
             area = add(paper.svg, "path", class_="area", d=f"M{piece.start:.1f} {top + 20:.1f}{path}V{top + 20:.1f}z")
-            hint(area, f"{node}: up to {number(round(most, 1))} ranks at once (mean over {duration(_width(piece))})")
+            span = duration((piece.high - piece.low) / len(curve))
+            hint(area, f"{node}: up to {number(round(most, 1))} ranks at once (means over {span})")
     if len(groups) > _NODES:
         paper.heading(f"... and {len(groups) - _NODES} more nodes that are not drawn")
 
 
 def _curve(ranks: Sequence[Bar], piece: Piece) -> list[float]:
-    bins = max(1, round(_BINS * (piece.end - piece.start) / (_RIGHT - _LEFT)))
     spans = [(bar.start, bar.end) for bar in ranks if bar.start < piece.high and bar.end > piece.low]
-    return occupancy(spans, piece.low, piece.high, bins)
+    return occupancy(spans, piece.low, piece.high, _bins(piece))
 
 
-def _width(piece: Piece) -> float:
-    return (piece.high - piece.low) / max(1, round(_BINS * (piece.end - piece.start) / (_RIGHT - _LEFT)))
+def _bins(piece: Piece) -> int:
+    return max(1, round(_BINS * (piece.end - piece.start) / WIDTH))
 
 
-def _clock(paper: _Paper, pieces: Sequence[tuple[Piece, float]]) -> None:
+def _clock(paper: _Paper, pieces: Sequence[Piece], zero: float) -> None:
     """The axis of time since ``zero``, with what was left out between its pieces."""
     bottom = paper.y + 4
     grid = add(paper.svg, "g", class_="grid")
-    for piece, zero in pieces:
+    straight = [piece for piece in pieces if not piece.idle]
+    seconds, room = sum(p.high - p.low for p in straight), sum(p.end - p.start for p in straight)
+    step = clock_step(seconds / max(1.0, room / _CLOCK_ROOM)) if straight else 1.0
+    taken = 0.0
+    for piece in pieces:
         if piece.idle:
-            middle = (piece.start + piece.end) / 2
-            add(grid, "rect", class_="gap", x=piece.start, y=20, width=piece.end - piece.start, height=bottom - 20)
-            text = add(grid, "text", duration(piece.high - piece.low), class_="middle small gap-label", x=middle, y=14)
-            hint(text, "nobody worked for so long; drawn shorter than it was")
+            _break(grid, piece, bottom)
             continue
-        most = max(1, int((piece.end - piece.start) / 90))
-        for tick in clock_ticks(piece.low - zero, piece.high - zero, most):
+        for tick in clock_ticks(piece.low - zero, piece.high - zero, step):
             place = paper.x(zero + tick)
             add(grid, "line", x1=place, x2=place, y1=20, y2=bottom)
-            add(grid, "text", _elapsed(tick), class_="middle", x=place, y=bottom + 16)
-    middle = (_LEFT + _RIGHT) / 2
+            if place >= taken:
+                add(grid, "text", elapsed(tick), class_="middle", x=place, y=bottom + 16)
+                taken = place + _CLOCK_ROOM * 0.8
+    middle = (paper.left + paper.right) / 2
     add(grid, "text", "time since the beginning", class_="middle label", x=middle, y=bottom + 34)
     paper.svg.remove(grid)
     paper.svg.insert(2, grid)  # behind the bars
     paper.y = bottom + 42
 
 
-def _elapsed(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:g} s"
-    days, rest = divmod(round(seconds), 86400)
-    clock = f"{rest // 3600}:{rest % 3600 // 60:02}:{rest % 60:02}"
-    return f"{days} d {clock}" if days else clock
+def _break(grid: Element, piece: Piece, bottom: float) -> None:
+    """A stretch in which no driver worked, drawn shorter than it was."""
+    long = piece.high - piece.low
+    box = add(grid, "rect", class_="gap", x=piece.start, y=20, width=piece.end - piece.start, height=bottom - 20)
+    hint(box, f"no driver worked for {duration(long)}; drawn shorter than it was")
+    if piece.end - piece.start >= 34:
+        add(grid, "text", roughly(long), class_="middle small gap-label", x=(piece.start + piece.end) / 2, y=14)
 
 
 def _finished(paper: _Paper) -> Element:
-    paper.svg.set("viewBox", f"0 0 {WIDTH:g} {paper.y:g}")
+    paper.svg.set("viewBox", f"0 0 {paper.right + 14:g} {paper.y:g}")
     return paper.svg

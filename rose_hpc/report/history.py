@@ -100,9 +100,7 @@ class History:
         return [each for each in self.iterations if "merge" in each.seconds]
 
 
-def read_history(
-    records: Sequence[Record], timeline: Timeline, parameters: Mapping[str, Mapping[str, Any]]
-) -> History:
+def read_history(records: Sequence[Record], timeline: Timeline, parameters: Mapping[str, Mapping[str, Any]]) -> History:
     """The tables of a journal.
 
     Args:
@@ -181,7 +179,11 @@ def _failures(records: Iterable[Record], timeline: Timeline) -> list[Failure]:
 
 
 def _failure(record: Record) -> Failure:
-    iteration, stage, environment = int(at_least(record, "iteration")), word(record, "stage"), word(record, "environment")
+    iteration, stage, environment = (
+        int(at_least(record, "iteration")),
+        word(record, "stage"),
+        word(record, "environment"),
+    )
     who = environment or stage or "all environments"
     message, code = word(record, "message") or word(record, "reason"), record.get("exit_code")
     what = {"attempt": word(record, "reason") or "failed", "damaged": "damaged shard", "redo": "done again"}

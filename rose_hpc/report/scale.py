@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 #: steps between ticks of a clock, seconds
 _CLOCK = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
@@ -70,41 +71,55 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 def whole_ticks(low: int, high: int, most: int = 10) -> list[int]:
     """The same for what is counted."""
-    return sorted({round(tick) for tick in ticks(low, max(high, low + 1), most) if tick == int(tick)} & {*range(low, high + 1)})
+    return sorted(
+        {round(tick) for tick in ticks(low, max(high, low + 1), most) if tick == int(tick)} & {*range(low, high + 1)}
+    )
 
 
-def clock_ticks(low: float, high: float, most: int = 9) -> list[float]:
-    """Round times in a range of seconds."""
-    rough = (high - low) / most
-    step = next((step for step in _CLOCK if step >= rough), 86400 * math.ceil(rough / 86400))
+def clock_step(rough: float) -> float:
+    """The round number of seconds that is not less."""
+    return next((step for step in _CLOCK if step >= rough), 86400 * math.ceil(rough / 86400))
+
+
+def clock_ticks(low: float, high: float, step: float) -> list[float]:
+    """The multiples of ``step`` in a range of seconds."""
     return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def broken(spans: Sequence[Point], whole: Point, start: float, end: float, gap: float = 40.0) -> BrokenScale:
-    """A scale on which the time between ``spans`` takes ``gap``, where it is longer than a quarter of them together.
+def broken(spans: Sequence[Point], stops: Sequence[float], start: float, end: float, gap: float = 40.0) -> BrokenScale:
+    """A scale on which time between ``spans`` takes ``gap`` where it is longer than a quarter of them together.
 
     Args:
         spans: when somebody worked, in order.
-        whole: first and last moment of all there is.
+        stops: further moments: the first and last of all there is, and where time between spans is divided.
         start, end: where the paper begins and ends.
         gap: the place of a break.
     """
-    edges = [whole[0]]
-    for low, high in spans:
-        edges += [max(edges[-1], low), max(edges[-1], high)]
-    edges.append(max(edges[-1], whole[1]))
-    lengths = [high - low for low, high in zip(edges, edges[1:], strict=False)]
-    worked = sum(lengths[1::2])
-    breaks = [k % 2 == 0 and length > worked / 4 for k, length in enumerate(lengths)]
+    parts = _parts(spans, stops)
+    worked = sum(high - low for low, high, busy in parts if busy)
+    breaks = [not busy and high - low > worked / 4 for low, high, busy in parts]
     gap = min(gap, (end - start) / 3 / max(1, sum(breaks)))
-    straight = sum(length for length, is_break in zip(lengths, breaks, strict=True) if not is_break)
+    straight = sum(high - low for (low, high, _), is_break in zip(parts, breaks, strict=True) if not is_break)
     unit = (end - start - gap * sum(breaks)) / (straight or 1.0)
     pieces, place = [], start
-    for k, (length, is_break) in enumerate(zip(lengths, breaks, strict=True)):
-        width = gap if is_break else length * unit
-        pieces.append(Piece(edges[k], edges[k + 1], place, place + width, is_break))
+    for (low, high, _), is_break in zip(parts, breaks, strict=True):
+        width = gap if is_break else (high - low) * unit
+        pieces.append(Piece(low, high, place, place + width, is_break))
         place += width
-    return BrokenScale(tuple(piece for piece in pieces if piece.high > piece.low) or (pieces[0],))
+    return BrokenScale(tuple(pieces))
+
+
+def _parts(spans: Sequence[Point], stops: Sequence[float]) -> list[tuple[float, float, bool]]:
+    """Time from the first moment to the last in parts: (begin, end, whether somebody worked)."""
+    first, last = min((*stops, *(low for low, _ in spans))), max((*stops, *(high for _, high in spans)))
+    parts: list[tuple[float, float, bool]] = []
+    now = first
+    for low, high in (*spans, (last, last)):
+        edges = [now, *sorted(stop for stop in set(stops) if now < stop < low), max(now, low)]
+        parts += [(a, b, False) for a, b in pairwise(edges)]
+        parts.append((edges[-1], max(edges[-1], high), True))
+        now = parts[-1][1]
+    return [part for part in parts if part[1] > part[0]] or [(first, first + 1.0, True)]
 
 
 def thinned(points: Sequence[Point], bins: int) -> list[Point]:

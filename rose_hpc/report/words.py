@@ -63,6 +63,23 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def elapsed(seconds: float) -> str:
+    """Round times in few letters: ``0.5 s``, ``10 min``, ``3 d 18 h``."""
+    if seconds < 60:
+        return f"{seconds:g} s"
+    whole = round(seconds)
+    parts = ((whole // 86400, "d"), (whole % 86400 // 3600, "h"), (whole % 3600 // 60, "min"), (whole % 60, "s"))
+    return " ".join(f"{size} {unit}" for size, unit in parts if size)
+
+
+def roughly(seconds: float) -> str:
+    """A length of time in its largest unit: ``20 min``, ``3 d``."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def moment(time: float | None) -> str:
     """A Unix time, local, with its offset: ``2026-11-23 10:44:23 +0000``."""
     if time is None:

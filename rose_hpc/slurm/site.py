@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from rose_hpc.config import _assign, _parse, _where  # the one reader of TOML files, and the one way to name a fault
+from rose_hpc.config import assign, read_toml, where_of
 from rose_hpc.config_faults import describe
 from rose_hpc.config_models import Pilot, Slurm
 from rose_hpc.config_types import Model
@@ -45,16 +45,16 @@ def load_site(path: Path | None, sets: Sequence[str] = ()) -> Site:
         ConfigError: one line with file, line, key, what is wrong and a suggestion.
     """
     where = Path("--set") if path is None else path
-    raw, lines = _parse(path) if path is not None else ({}, _no_lines())
-    overridden = {_assign(raw, assignment): f"--set {assignment}" for assignment in sets}
+    raw, lines = read_toml(path) if path is not None else ({}, _no_lines())
+    overridden = {assign(raw, assignment): f"--set {assignment}" for assignment in sets}
     if foreign := sorted(raw.keys() - Site.model_fields.keys()):
-        named = _where(where, lines, (foreign[0],), overridden)
+        named = where_of(where, lines, (foreign[0],), overridden)
         raise ConfigError(f"{named}: unknown key", hint="a site profile has [slurm] and [pilot] only")
     try:
         site = Site.model_validate(raw)
     except ValidationError as error:
         key, message, hint = describe(error, raw, lines)
-        raise ConfigError(f"{_where(where, lines, key, overridden)}: {message}", hint=hint) from None
+        raise ConfigError(f"{where_of(where, lines, key, overridden)}: {message}", hint=hint) from None
     return _absolute(site, (path or Path()).absolute().parent if path else Path.cwd())
 
 

@@ -6,7 +6,6 @@ The driver in the job uses the embedded engine here: these tests are about the w
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -87,7 +86,16 @@ def test_a_run_converges_in_a_job(cluster, folder):
     """Submitted with hostile variables set, from a folder no shell would survive, a run converges in its job."""
     path = projects.write_project(folder)
     hostile = {"SBATCH_PARTITION": "nope", "SBATCH_TIMELIMIT": "x", "SQUEUE_FORMAT": "%z", "SLURM_TIME_FORMAT": "%s"}
-    arguments = ("--run-dir", "100%j r", "--set", "slurm.nodes=2", "--set", "slurm.walltime_min=5")
+    arguments = (
+        "--config",
+        "generic",
+        "--run-dir",
+        "100%j r",
+        "--set",
+        "slurm.nodes=2",
+        "--set",
+        "slurm.walltime_min=5",
+    )
     done = projects.rose_hpc("submit", path, *arguments, cwd=folder, **hostile)
     assert done.returncode == 0, done.stderr
     run = folder / "100%j r"
@@ -292,4 +300,4 @@ def test_doctor_on_nodes_that_are_not_there(cluster, folder):
     done = projects.rose_hpc("doctor", "--nodes", "9", "--wait", "20", cwd=folder, ROSE_HPC_RUNS=str(folder / "runs"))
     assert done.returncode == 1
     assert "0 of 9 answered" in done.stdout
-    assert os.listdir(folder / "runs") == []
+    assert list((folder / "runs").iterdir()) == []

@@ -151,7 +151,9 @@ def lookup3(data: bytes) -> int:
     a = b = c = (0xDEADBEEF + len(data)) & mask
     at = 0
     while len(data) - at > 12:
-        a, b, c = ((v + int.from_bytes(data[at + k : at + k + 4], "little")) & mask for v, k in ((a, 0), (b, 4), (c, 8)))
+        a, b, c = (
+            (v + int.from_bytes(data[at + k : at + k + 4], "little")) & mask for v, k in ((a, 0), (b, 4), (c, 8))
+        )
         for k1, k2, k3 in ((4, 6, 8), (16, 19, 4)):
             a = ((a - c) & mask) ^ rot(c, k1)
             c = (c + b) & mask
@@ -186,3 +188,205 @@ def test_the_corpus_forges_checksums_that_hdf5_accepts(tmp_path: Path) -> None:
         assert "env_X" in str(file.attrs["environment"])
     with pytest.raises((OSError, KeyError)), h5py.File(tmp_path / "broken.h5") as file:
         print(dict(file.attrs))
+
+
+# -- the corpus, opened ------------------------------------------------------------------------------------------------
+
+_NO_PLUGINS = {**os.environ, "HDF5_PLUGIN_PRELOAD": "::", "HDF5_PLUGIN_PATH": "/dev/null"}
+#: opens every file of a folder as a caller would; what is left when it ends is what a crash would have prevented
+_HARNESS = """
+import json, os, sys
+from pathlib import Path
+from rose_hpc.errors import ExperienceError
+from rose_hpc.experience.bank import ExperienceBank
+from rose_hpc.experience.check import verify
+from rose_hpc.experience.format import read_info
+from rose_hpc.experience.merge import merge_shards
+from rose_hpc.experience.summary import episodes_of, parts_of
+
+folder, good, bank = map(Path, sys.argv[1:4])
+
+def look(path):
+    info = read_info(path)
+    episodes = episodes_of(info)
+    parts_of(info, episodes)
+    with ExperienceBank.open(path) as opened:
+        if len(opened):
+            opened.sample(4, rng=0)
+    verify(info)
+
+def attempt(function, *arguments):
+    try:
+        function(*arguments)
+    except ExperienceError as error:
+        assert "\\n" not in str(error)
+        return 0
+    return 1
+
+attempt(look, good)  # everything that is imported late is now here
+attempt(merge_shards, [good], bank)
+opened = merged = 0
+paths = sorted(folder.iterdir())
+open(folder / paths[0].name).close()  # the mark: from here on, nothing but these files may be opened
+for path in paths:
+    opened += attempt(look, path)
+    merged += attempt(merge_shards, [good, path], bank)
+print(json.dumps([len(paths), opened, merged]))
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder ``m`` of mutated files, beside a good shard, and a file that none of them may make us open."""
+    base = tmp_path_factory.mktemp("corpus")
+    sources = originals(base / "originals")
+    with h5py.File(base / "secret.h5", "w") as file:
+        file["secret"] = np.arange(8.0)
+    shard(base / "good.h5")
+    (base / "m").mkdir()
+    made = mutations(sources, SEED)
+    for number in range(MUTATIONS):
+        (base / "m" / f"{number:06d}.h5").write_bytes(next(made))
+    return base
+
+
+def harness(base: Path, *prefix: str) -> tuple[int, int, int]:
+    """How many files there were, how many opened, and how many merged.
+
+    HDF5 looks into its own plugin folder for whatever it cannot open; it is told not to, as it is in our child.
+    """
+    command = [*prefix, sys.executable, "-c", _HARNESS, base / "m", base / "good.h5", base / "bank.h5"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=170 + MUTATIONS, check=False, env=_NO_PLUGINS
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    files, opened, merged = json.loads(done.stdout)
+    return files, opened, merged
+
+
+@pytest.mark.timeout(300 + MUTATIONS)
+def test_no_mutated_file_crashes_who_opens_or_merges_it(corpus: Path) -> None:
+    """Opening, sampling, verifying and merging each mutated file is a result or a one-line error of ours."""
+    files, opened, merged = harness(corpus)
+    assert files == MUTATIONS
+    assert 0 < merged <= opened < files
+
+
+@pytest.mark.timeout(300 + 2 * MUTATIONS)
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_no_mutated_file_makes_us_open_another(corpus: Path, tmp_path: Path) -> None:
+    """As the kernel sees it: after the first of them, only these files, the good shard and the bank are opened."""
+    log = tmp_path / "opened"
+    calls = "trace=open,openat,openat2,creat"
+    harness(corpus, "strace", "-f", "-qq", "-s", "4096", "-e", calls, "-e", "signal=none", "-o", str(log))
+    lines = log.read_text(errors="replace").splitlines()
+    first = next(k for k, line in enumerate(lines) if str(corpus / "m") in line and "O_RDONLY|O_CLOEXEC)" in line)
+    later = [line.split('"')[1] for line in lines[first:] if '"' in line]
+    allowed = (str(corpus / "m"), str(corpus / "good.h5"), str(corpus / "bank.h5"), str(corpus / ".bank.h5"))
+    strangers = {path for path in later if not path.startswith((*allowed, "/proc/", "/sys/", "/dev/"))}
+    assert len(later) > MUTATIONS
+    assert not strangers
+
+
+def test_inspecting_the_corpus_names_every_bad_file(corpus: Path) -> None:
+    """Parsed in a child, all damaged files are named at once, and the others are read like at home."""
+    fine, bad = [], set()
+    paths = sorted((corpus / "m").iterdir())
+    for path in paths:
+        try:
+            fine.append(read_info(path))
+        except DamagedError:
+            bad.add(str(path))
+        except ExperienceError:
+            bad.discard(str(path))
+    known = [str(info.path) for info in fine]
+    with pytest.raises(DamagedError) as caught:
+        read_foreign([path for path in paths if str(path) in bad | set(known)])
+    assert set(caught.value.paths) == bad
+    assert read_foreign(known) == fine
+
+
+def test_every_byte_of_a_small_shard_counts(tmp_path: Path) -> None:
+    """Whichever byte is flipped, the shard is refused by name, or what is merged is what was written."""
+    path = tmp_path / "a.h5"
+    with ShardWriter(path, fsync=False) as writer:
+        writer.extend(rewards=np.arange(3.0), terminations=np.array([False, True, True]))
+    whole, expected = path.read_bytes(), merge_shards([path], tmp_path / "bank.h5").digest
+    named = refused = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            assert merge_shards([path], tmp_path / "bank.h5", workers=1).digest == expected, at
+        except (DamagedError, FormatError, SchemaError) as error:
+            named += str(path) in str(error)
+            refused += 1
+    assert named == refused > len(whole) // 2
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises((DamagedError, FormatError), match=r"a\.h5"):
+            read_info(path)
+
+
+# -- the child ---------------------------------------------------------------------------------------------------------
+
+#: makes HDF5 misbehave in the child, for files whose names say how
+_MISBEHAVE = """
+import os, signal, time
+from rose_hpc.experience import format
+real = format.read_info
+def read_info(path):
+    if "crash" in str(path):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "hang" in str(path):
+        while True: pass
+    if "gorge" in str(path):
+        bytearray(10**12)
+    if "write" in str(path):
+        open(str(path) + ".written", "wb", buffering=0).write(b"x" * 100)
+    return real(path)
+format.read_info = read_info
+"""
+
+
+@pytest.fixture
+def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of good shards, some with ominous names."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_MISBEHAVE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    for name in ("good", "crash", "hang", "gorge", "write", "last"):
+        shard(tmp_path / f"{name}.h5")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("crash", "SIGSEGV"), ("hang", "not parsed within 8 s"), ("gorge", "MemoryError"), ("write", "OSError")],
+)
+def test_what_a_file_does_to_its_parser_stays_there(misbehaving: Path, name: str, text: str) -> None:
+    """A crash, an endless loop, a flood of memory and a write of the parser each name their file, and hurt no other."""
+    paths = [misbehaving / f"{each}.h5" for each in ("good", name, "last")]
+    with pytest.raises(DamagedError, match=rf"{name}\.h5 is damaged: .*({text})") as caught:
+        read_foreign(paths, Limits(seconds=8) if name == "hang" else None)
+    assert caught.value.paths == (str(paths[1]),)
+    assert [info.rows for info in read_foreign([paths[0], paths[2]])] == [12, 12]
+
+
+def test_the_command_line_survives_its_files(misbehaving: Path) -> None:
+    """inspect and merge of a file that crashes HDF5 are one line and exit 1; the bank does not appear."""
+    for arguments in (["inspect"], ["merge", "--output", misbehaving / "bank.h5", misbehaving / "good.h5"]):
+        command = [sys.executable, "-m", "rose_hpc", *arguments, misbehaving / "crash.h5"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert "crash.h5 is damaged: parsing it ended with SIGSEGV" in done.stderr
+    assert not (misbehaving / "bank.h5").exists()
+
+
+def test_a_forged_shard_tells_no_lies_about_returns(tmp_path: Path) -> None:
+    """A bank's kept list of episodes that is not that of its rows is found, whatever checksums it was given."""
+    bank = merge_shards([shard(tmp_path / "a.h5")], tmp_path / "bank.h5")
+    with h5py.File(bank.path, "r+") as file:
+        file.attrs["episode_returns"] = np.zeros(3)
+    with pytest.raises(DamagedError):
+        returns_of(read_info(bank.path))

@@ -344,7 +344,7 @@ def test_cancel_without_an_answer_cancels_nothing(slurm, run):
     """While Slurm is away cancel says that nothing was cancelled, and fails."""
     submit(run)
     slurm.script(any_=[AWAY])
-    with pytest.raises(SlurmAwayError, match="nothing of .* was cancelled"):
+    with pytest.raises(SlurmAwayError, match=r"nothing of .* was cancelled"):
         cancelling.cancel(run)
 
 
@@ -424,17 +424,17 @@ def test_watch_asks_once_a_minute_at_most(slurm, run, monkeypatch, capsys):
     submit(run)
     monkeypatch.setattr(watching.time, "sleep", sleep)
 
-    class Observer:
-        kinds: list[str] = []
+    kinds: list[str] = []
 
+    class Observer:
         def started(self, *_: object) -> None: ...
         def warned(self, text: str) -> None: ...
         def recorded(self, record: Any, _: object) -> None:
-            self.kinds.append(record["kind"])
+            kinds.append(record["kind"])
 
     said: list[str] = []
     assert watching.Watch(run, Observer(), said.append).follow().state == "max_iterations"
-    assert Observer.kinds == ["run", "job", "end"]
+    assert kinds == ["run", "job", "end"]
     assert said == ["job 101: PENDING (Resources), 1 node"]
     assert len(slurm.calls("squeue")) == 1
 

@@ -26,6 +26,7 @@ from typing import Any
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
 START_S = 60.0
+_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 #: a node's `RealMemory` in MB; jobs that ask for none share it
 MEMORY_MB = 4000
 
@@ -57,6 +58,7 @@ EnforcePartLimits=ALL
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 KillWait=5
+MessageTimeout=4
 MinJobAge=300
 SlurmdTimeout=60
 MaxNodeCount=1100
@@ -71,14 +73,10 @@ PartitionName=paid Nodes=ALL AllowAccounts=physics State=UP
 
 def missing() -> str:
     """Why no cluster can be started here; empty when one can."""
-    absent = [name for name in DAEMONS if shutil.which(name, path=_path()) is None]
+    absent = [name for name in DAEMONS if shutil.which(name, path=_PATH) is None]
     if absent:
         return f"Slurm is not installed here ({', '.join(absent)} not found)"
     return "" if os.geteuid() == 0 else "a Slurm of one's own needs root"
-
-
-def _path() -> str:
-    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 @dataclass
@@ -105,7 +103,7 @@ class SlurmCluster:
     def env(self) -> dict[str, str]:
         """The environment in which Slurm's commands mean this cluster."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SQUEUE"))}
-        return {**inherited, "SLURM_CONF": str(self.conf), "PATH": _path()}
+        return {**inherited, "SLURM_CONF": str(self.conf), "PATH": _PATH}
 
     def start(self) -> None:
         """Bring munged, slurmctld and every slurmd up, and wait until all nodes are idle."""
@@ -208,10 +206,8 @@ class SlurmCluster:
         raise TimeoutError(f"waited {seconds:g} s for {name}: {self.last_words('slurmctld')}")
 
     def last_words(self, daemon: str) -> str:
-        try:
-            return (self.folder / f"{daemon}.out").read_text(errors="replace")[-2000:]
-        except OSError:
-            return ""
+        output = self.folder / f"{daemon}.out"
+        return output.read_text(errors="replace")[-2000:] if output.exists() else ""
 
     def stop(self) -> None:
         """Take it down: jobs, then daemons, then the folder; idempotent."""

@@ -104,6 +104,14 @@ def test_sealing_a_shard_again_changes_only_attributes(ours: Path) -> None:
     assert ours.read_bytes() == written
 
 
+def test_an_attribute_without_a_value_is_left_out(tmp_path: Path) -> None:
+    """HDF5's null attributes say nothing, and are no reason to refuse a file."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["rewards"] = np.zeros(2)
+        file.attrs["nothing"] = h5py.Empty("f8")
+    assert seal(tmp_path / "a.h5").attributes == {}
+
+
 def test_an_empty_file_of_hdf5_is_a_shard_without_rows(tmp_path: Path) -> None:
     """A program that had nothing to write may leave an HDF5 file without datasets."""
     h5py.File(tmp_path / "a.h5", "w").close()
@@ -198,6 +206,28 @@ def _uneven(file: h5py.File) -> None:
     file["observations"] = np.zeros(3)
 
 
+def _cycle(file: h5py.File) -> None:
+    file["observations"] = file["/"]
+
+
+def _crowd(file: h5py.File) -> None:
+    for number in range(4100):
+        file[f"c{number}"] = h5py.SoftLink("/rewards")
+
+
+def _notes(file: h5py.File) -> None:
+    for number in range(1100):
+        file.attrs[f"note {number}"] = number
+
+
+def _plugin(file: h5py.File) -> None:
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((2,))
+    plist.set_filter(305, h5py.h5z.FLAG_OPTIONAL, (1,))
+    space = h5py.h5s.create_simple((2,))
+    h5py.h5d.create(file.id, b"observations", h5py.h5t.NATIVE_DOUBLE, space, plist)
+
+
 @pytest.mark.parametrize(
     ("spoil", "error", "text"),
     [
@@ -215,6 +245,10 @@ def _uneven(file: h5py.File) -> None:
         (_reference, SchemaError, "'observations' is neither numeric nor bool"),
         (_scalar, SchemaError, r"'observations' has shape \(\)"),
         (_no_elements, SchemaError, r"'observations' has shape \(2, 0\)"),
+        (_cycle, FormatError, "'observations' is not a dataset"),
+        (_crowd, FormatError, "has 4,101 objects"),
+        (_notes, FormatError, r"has 1,10\d attributes"),
+        (_plugin, FormatError, "'observations' needs filter plugins"),
         (_uneven, SchemaError, "different lengths: 'observations' 3, 'rewards' 2"),
     ],
 )

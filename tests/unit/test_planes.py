@@ -26,6 +26,9 @@ LOGIN = (
     *(f"rose_hpc.cli.{name}" for name in ("options", "status", "logs", "resume", "run", "init", "inspect", "merge")),
     *(f"rose_hpc.{name}" for name in ("errors", "rundir", "journal", "progress", "standing", "seeds", "resources")),
     "rose_hpc.report.view",
+    *(f"rose_hpc.cli.{name}" for name in ("submit", "watch", "cancel", "doctor")),
+    *(f"rose_hpc.slurm.{name}" for name in ("commands", "queue", "records", "view", "watch", "cancel", "submit")),
+    *(f"rose_hpc.slurm.{name}" for name in ("setup", "options", "program", "doctor", "probe")),
 )
 #: what a rank starts with: it imports what its work needs when it needs it
 RANK = tuple(f"rose_hpc.execution.{name}" for name in ("rank", "supervisor", "child", "frames", "attempt", "host"))

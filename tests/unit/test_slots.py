@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rose_hpc.errors import UsageError
-from rose_hpc.execution.pool import Slots
+from rose_hpc.execution.slots import Request, Slots
 
 NODES = {"wide": 4, "narrow": 2}
 # A step asks for cores, lets a holder give them back, cancels somebody, or lets the event loop turn.
@@ -39,7 +39,8 @@ class Crowd:
         self.served: list[int] = []
 
     async def _hold(self, number: int, cores: int) -> None:
-        node = await self.slots.take(cores)
+        grant = await self.slots.take(Request(cores))
+        (node,) = grant.nodes
         self.served.append(number)
         self.held[node] += cores
         assert self.held[node] <= self.total[node]
@@ -47,7 +48,7 @@ class Crowd:
             await self.done[number].wait()
         finally:
             self.held[node] -= cores
-            self.slots.give(node, cores)
+            self.slots.give(grant)
 
     async def step(self, what: str, number: int) -> None:
         if what == "ask":
@@ -150,14 +151,14 @@ def test_cores_given_to_one_that_is_cancelled_are_not_lost():
     async def scenario() -> None:
         slots = Slots()
         slots.add("only", 1)
-        node = await slots.take(1)
-        unlucky, following = (asyncio.create_task(slots.take(1)) for _ in range(2))
+        grant = await slots.take(Request(1))
+        unlucky, following = (asyncio.create_task(slots.take(Request(1))) for _ in range(2))
         await asyncio.sleep(0)
-        slots.give(node, 1)
+        slots.give(grant)
         unlucky.cancel()
-        assert await asyncio.wait_for(following, 10) == "only"
+        assert (await asyncio.wait_for(following, 10)).nodes == ("only",)
         assert unlucky.cancelled()
-        slots.give(node, 1)
+        slots.give(grant)
         assert slots.free == {"only": 1}
 
     asyncio.run(scenario())
@@ -168,7 +169,7 @@ def test_what_can_never_be_given_is_refused():
 
     async def scenario() -> None:
         with pytest.raises(UsageError, match="asks for 5 cores on one node, and the largest has 4"):
-            await Crowd(NODES).slots.take(5)
+            await Crowd(NODES).slots.take(Request(5))
 
     asyncio.run(scenario())
 

@@ -19,7 +19,7 @@ from rose_hpc.slurm.doctor import (
 
 NODE = {
     **{"host": "n1", "python": "3.11.7", "interpreter": "/v/bin/python", "rose-hpc": "0.1.0", "h5py": "3.16.0"},
-    **{"radical.pilot": "1.103", "hdf5": "2.0.0", "shared": True, "lock": "refused", "gpus": None, "scratch": "/tmp"},
+    **{"radical.pilot": "1.103", "hdf5": "2.0.0", "shared": True, "lock": "refused", "gpus": None, "scratch": "/local"},
 }
 
 

@@ -93,9 +93,10 @@ def test_a_job_without_an_id_is_found_by_its_token():
 
 def test_comments_may_hold_anything():
     """Other jobs' comments and broken lines do not disturb the reading of ours."""
-    text = "1|RUNNING|None|1:00|2:00|1|1|n1|N/A|a|b|c\nrubbish\n|||||||||\n7|PENDING|Resources|0:00|1:00|2|4||N/A|rose-hpc:7"
-    found = read_queue(Answer(("squeue",), 0, text, ""))
-    assert found.jobs["1"].token == "a|b|c"
+    lines = ["1|RUNNING|None|1:00|2:00|1|1|n1|N/A|a|b|c", "rubbish", "|||||||||"]
+    lines.append("7|PENDING|Resources|0:00|1:00|2|4||N/A|rose-hpc:7")
+    found = read_queue(Answer(("squeue",), 0, "\n".join(lines), ""))
+    assert found.jobs["1"].token == "a|b|c"  # noqa: S105 - a comment, no password
     assert found.of(record("7")) is not None
     assert found.jobs.keys() == {"1", "7"}
 
@@ -118,7 +119,7 @@ def test_slurms_times(text, value):
 
 
 def test_node_hours():
-    """A driver's time from first to last record counts for each node of its job; Slurm's own count, if more, instead."""
+    """A driver's time from first to last record counts for each node of its job, or Slurm's own count if it is more."""
     records = [
         BEGUN,
         {**STOPPED, "time": 3710.0},

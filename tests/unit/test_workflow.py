@@ -157,3 +157,13 @@ def test_a_configuration_fills_the_same_workflow(tmp_path):
     assert [e.shard for e in flow.environments] == [None, None]
     assert (flow.cwd, flow.window, flow.retention.policies, flow.update.resources.cores) == (tmp_path, 4, 2, 2)
     assert (flow.criterion.metric, flow.criterion.operator, flow.criterion.threshold) == ("MODEL_REWARD", ">", 7)
+
+
+def test_more_environments_than_fit_are_refused_where_waves_are_off():
+    """With ``loop.waves = false`` the arithmetic is shown, whether environments are alike or not."""
+    names = ("a", "b", "c", "d", "e")
+    with pytest.raises(UsageError, match=r"5 environments take 5 x 1 = 5 cores at once, and there are 4"):
+        check_fits(workflow(*names, waves=False), 2, nodes=2)
+    check_fits(workflow(*names, waves=False), 2, nodes=3)
+    check_fits(workflow(*names, waves=False), 5)
+    check_fits(workflow(*names), 2, nodes=2)

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ def main(command: str, arguments: list[str]) -> int:
         if answer is None:
             return done(arguments)
         if answer.get("do", True):
-            sys.stdout, real = open(os.devnull, "w"), sys.stdout
-            done(arguments)
-            sys.stdout = real
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                done(arguments)
     answer = {**ANSWERED_BY_SCRIPT, **answer}
     time.sleep(answer["sleep_s"])
     sys.stdout.write(answer["stdout"])
