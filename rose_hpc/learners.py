@@ -302,7 +302,8 @@ class ReinforcementLearner:
         try:
             clear_scratch(self.run)
             seed = self._seed if self._seed is not None else choose_seed()
-            session.begin(run_facts(workflow, session.progress.run.get("seed", seed), source="program"))
+            facts = run_facts(workflow, session.progress.run.get("seed", seed), source="program")
+            session.begin(facts, engine=getattr(self.asyncflow.backend, "name", None))
             session.check_scripts(sys.argv[:1], workflow.cwd)
         except BaseException:
             session.close()

@@ -86,11 +86,12 @@ class Task:
             attributes["run"] = self.run.name
         return ShardWriter(self.shard_path, attributes=attributes, fsync=False)  # the supervisor syncs what it seals
 
-    def bank(self, window: int | None = None) -> ExperienceBank:
+    def bank(self, window: int | None = None, max_rows: int | None = None) -> ExperienceBank:
         """The merged experience of the window's iterations, seen as one without copying.
 
         Args:
             window: only the last ``window`` iterations; 1 is this iteration's.
+            max_rows: only the newest so many rows of these.
 
         Raises:
             UsageError: where there is no bank.
@@ -106,7 +107,7 @@ class Task:
             raise UsageError(f"window is {window}; it must be at least 1")
         if window == 1 and self.bank_path is None:
             raise UsageError(f"iteration {self.iteration} has no bank of its own", hint="no environment wrote a shard")
-        return ExperienceBank.open(self.bank_paths[-window:] if window else self.bank_paths)
+        return ExperienceBank.open(self.bank_paths[-window:] if window else self.bank_paths, max_rows=max_rows)
 
 
 def current_task() -> Task:

@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rose_hpc.errors import DamagedError, ExperienceError, SchemaError
+from rose_hpc.experience.episodes import Episodes, joined, read_episodes
 from rose_hpc.experience.files import opened
+from rose_hpc.experience.replay import ahead as draw_ahead
+from rose_hpc.experience.replay import choose_episodes, choose_sequences, rows_of, take
 from rose_hpc.experience.schema import Column, ShardInfo, difference
-from rose_hpc.experience.stats import Stats, combine
+from rose_hpc.experience.stats import Stats, combine, stats_of
 from rose_hpc.experience.window import WindowColumn
 
 #: rows turned into dicts at once when a bank is iterated
@@ -34,7 +37,9 @@ class ExperienceBank:
         parts: what is known of each file, oldest first.
     """
 
-    def __init__(self, parts: Sequence[ShardInfo]) -> None:
+    def __init__(self, parts: Sequence[ShardInfo], max_rows: int | None = None) -> None:
+        if max_rows is not None and max_rows < 1:
+            raise ExperienceError(f"max_rows is {max_rows}", hint="give at least 1, or None for all rows")
         full = [part for part in parts if part.rows]
         model = (full or [part for part in parts if part.columns] or list(parts))[0]
         for part in full:
@@ -43,18 +48,29 @@ class ExperienceBank:
         self.parts = tuple(parts)
         self.columns = tuple(model.columns)
         self._schema = model.columns
-        self._starts = np.array([0, *accumulate(part.rows for part in full)], dtype=np.int64)
+        total = sum(part.rows for part in full)
+        self._dropped = max(0, total - max_rows) if max_rows else 0  # the oldest rows, wherever they lie
+        skips = np.clip(
+            self._dropped - np.array([0, *accumulate(p.rows for p in full)][:-1]), 0, [p.rows for p in full]
+        )
+        self._views = [(part, int(skip)) for part, skip in zip(full, skips, strict=True) if skip < part.rows]
+        self._starts = np.array([0, *accumulate(part.rows - skip for part, skip in self._views)], dtype=np.int64)
         self._rows = int(self._starts[-1])
         self._rng: np.random.Generator | None = None
-        maps = [_map(part) for part in full]
+        self._episodes: Episodes | None = None
+        maps = [_map(part, skip) for part, skip in self._views]
         arrays = {name: [columns[name] for columns in maps] for name in self.columns}
         self._arrays = {name: _as_one(parts, self._schema[name]) for name, parts in arrays.items()}
-        self._is_window = len(full) > 1
+        self._is_window = len(self._views) > 1
         self._closed = False
 
     @classmethod
-    def open(cls, path: str | Path | Sequence[str | Path]) -> ExperienceBank:
+    def open(cls, path: str | Path | Sequence[str | Path], *, max_rows: int | None = None) -> ExperienceBank:
         """Open a bank or shard, or several, oldest first, as one. Nothing is read or copied but the files' headers.
+
+        Args:
+            path: one file, or several.
+            max_rows: see only the newest (last) so many rows.
 
         Raises:
             FormatError: not a bank or shard.
@@ -66,7 +82,7 @@ class ExperienceBank:
         paths = [path] if isinstance(path, str | os.PathLike) else list(path)
         if not paths:
             raise ExperienceError("there is no bank to open", hint="give at least one path")
-        return cls([read_info(Path(each)) for each in paths])
+        return cls([read_info(Path(each)) for each in paths], max_rows)
 
     def __len__(self) -> int:
         return self._rows
@@ -124,6 +140,62 @@ class ExperienceBank:
             return self._take_from_parts(rows)
         return {name: array.take(rows, axis=0) for name, array in self._arrays.items()}
 
+    def sample_episodes(
+        self, n: int, rng: np.random.Generator | int | None = None, replace: bool = True
+    ) -> list[dict[str, NDArray[Any]]]:
+        """``n`` random whole episodes, each as likely as any other: for each, its rows as new arrays.
+
+        Raises:
+            ExperienceError: none ended, fewer than ``n`` did without ``replace``, or no column tells.
+        """
+        episodes = self.episodes
+        chosen = choose_episodes(episodes, n, self._generator(rng), replace)
+        spans = zip(episodes.starts[chosen].tolist(), episodes.stops[chosen].tolist(), strict=True)
+        return [{name: rows_of(array, a, b) for name, array in self._arrays.items()} for a, b in spans]
+
+    def sample_sequences(
+        self, n: int, length: int, rng: np.random.Generator | int | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """``n`` random sequences of ``length`` rows, none of which leaves its episode; each as likely as any other.
+
+        Returns:
+            New arrays of shape ``(n, length, *row shape)``.
+
+        Raises:
+            ExperienceError: no episode is so long, or no column tells where they end.
+        """
+        first = choose_sequences(self.episodes, n, length, self._generator(rng))
+        rows = first[:, np.newaxis] + np.arange(length)
+        return {name: take(array, rows) for name, array in self._arrays.items()}
+
+    def stream(
+        self, n: int, rng: np.random.Generator | int | None = None, *, ahead: int = 2
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """Batches as :meth:`sample` gives them, without end, drawn ahead by a thread while the last one is used.
+
+        The thread draws from ``rng`` until the iterator is closed: give it one of its own for samples that repeat.
+        """
+        generator = self._generator(rng)
+        return draw_ahead(lambda: self.sample(n, generator), ahead)
+
+    @property
+    def episodes(self) -> Episodes:
+        """The episodes of the rows, in order; one whose first rows ``max_rows`` left out is not among them.
+
+        Raises:
+            ExperienceError: when no column tells where they end.
+        """
+        self._check_open()
+        if self._episodes is None:
+            found = []
+            for (part, skip), start in zip(self._views, self._starts.tolist(), strict=False):
+                if (episodes := read_episodes(part)) is None:
+                    hint = "terminations or truncations, one flag a row, tell where episodes end"
+                    raise ExperienceError(f"{part.path} has no episodes", hint=hint)
+                found.append(episodes.between(skip, part.rows, start - skip))
+            self._episodes = joined(found)
+        return self._episodes
+
     @property
     def shards(self) -> tuple[str, ...]:
         """The names of the shards that the rows came from, in the order of the rows."""
@@ -133,21 +205,25 @@ class ExperienceBank:
     def shard_offsets(self) -> NDArray[np.int64]:
         """Where each shard's rows start, and the end of the last: int64, one more than there are shards."""
         lengths = [np.diff(part.shard_offsets) for part in self.parts]
-        return np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        return np.maximum(offsets - self._dropped, 0)
 
     def stats(self, column: str) -> Stats:
-        """The statistics of a column, combined from the files' own; no row is read.
+        """The statistics of a column, combined from the files' own; only a part that is seen in part is read.
 
         Raises:
             SchemaError: no such column.
             ExperienceError: a part without statistics.
         """
         _ = self[column]
-        parts = [part.columns[column].stats for part in self.parts if part.rows]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            raise ExperienceError(f"{self._name} has no statistics of '{column}'")
-        return combine(known, self._schema[column].shape)
+        shape = self._schema[column].shape
+        known = []
+        for part, skip in self._views:
+            stats = part.columns[column].stats if not skip else stats_of(_map(part, skip)[column])
+            if stats is None:
+                raise ExperienceError(f"{self._name} has no statistics of '{column}'")
+            known.append(stats)
+        return combine(known, shape)
 
     def close(self) -> None:
         """Let go of the files. Arrays that were handed out keep theirs, for as long as they live."""
@@ -202,8 +278,8 @@ def _as_one(parts: Sequence[NDArray[Any]], column: Column) -> Any:
     return parts[0] if len(parts) == 1 else WindowColumn(parts)
 
 
-def _map(part: ShardInfo) -> Mapping[str, NDArray[Any]]:
-    """The columns of a file as read-only arrays over it."""
+def _map(part: ShardInfo, skip: int = 0) -> Mapping[str, NDArray[Any]]:
+    """The columns of a file, but for its first ``skip`` rows, as read-only arrays over it."""
     with opened(part.path) as fd:
         size = os.fstat(fd).st_size
         # Reading a mapping beyond the end of its file kills the process, so what the header says is checked once more.
@@ -213,6 +289,6 @@ def _map(part: ShardInfo) -> Mapping[str, NDArray[Any]]:
                 raise DamagedError(text, paths=[str(part.path)])
         view = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
     return {
-        name: np.ndarray((part.rows, *column.shape), np.dtype(column.dtype), buffer=view, offset=column.offset)
+        name: np.ndarray((part.rows, *column.shape), np.dtype(column.dtype), buffer=view, offset=column.offset)[skip:]
         for name, column in part.columns.items()
     }

@@ -117,6 +117,14 @@ def combine(parts: Iterable[Stats], shape: tuple[int, ...]) -> Stats:
     return reduce(_combine_two, parts, empty_stats(shape))
 
 
+def stats_of(column: NDArray[Any]) -> Stats:
+    """The statistics of a whole column, first axis rows."""
+    stream, step = StatsStream(column.shape[1:]), block_rows(column.shape[1:])
+    for start in range(0, len(column), step):
+        stream.add(column[start : start + step])
+    return stream.stats
+
+
 class StatsStream:
     """Statistics of a column whose rows come in blocks: all but the last of :func:`block_rows` rows."""
 

@@ -126,7 +126,7 @@ def _timeline(page: Page) -> list[Figure]:
     legend = [(kind, kind) for kind in ("collect", "straggler", "merge", "update", "check", "failed")]
     legend = [("queue", "waiting in the queue"), ("starting", "driver and pilot start"), ("driver", "driver"), *legend]
     kinds = {bar.kind for bar in (*timeline.ranks, *timeline.stages, *timeline.queue)} | {"driver"}
-    caption = "Dashed stretches are drawn shorter than they were: no driver worked. A bar ends when its record was "
+    caption = "Dashed stretches, if any, are drawn shorter than they were: no driver worked. A bar ends when its record was "
     caption += "written. Slots are lines of this picture, not cores. "
     caption += f"A straggler took more than {STRAGGLES:g} times its iteration's median."
     detail: list[Figure] = []

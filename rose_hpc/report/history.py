@@ -23,7 +23,7 @@ class Iteration:
         rows, size: of its bank (rows, bytes).
         merge_s: what the merge itself took.
         threshold: as it was then.
-        returns: mean return of the episodes of each environment, where the merge found any.
+        returns: what the merge found of each environment's episodes: ``mean``, ``episodes``, ``parameters``.
     """
 
     number: int
@@ -33,7 +33,7 @@ class Iteration:
     merge_s: float = 0.0
     reward: float | None = None
     threshold: float | None = None
-    returns: dict[str, float] = field(default_factory=dict)
+    returns: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def mb_s(self) -> float | None:
@@ -54,6 +54,7 @@ class EnvironmentFacts:
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     rows: int = 0
+    episodes: int = 0
     seconds: dict[int, float] = field(default_factory=dict)
     returns: dict[int, float] = field(default_factory=dict)
     memory_mb: float | None = None
@@ -122,9 +123,8 @@ def read_history(records: Sequence[Record], timeline: Timeline, parameters: Mapp
     ordered = tuple(iterations[number] for number in sorted(iterations))
     environments = _environments(records, timeline, parameters)
     for iteration in ordered:
-        for name, value in iteration.returns.items():
-            if name in environments:
-                environments[name].returns[iteration.number] = value
+        for name, found in iteration.returns.items():
+            _take_returns(environments.setdefault(name, EnvironmentFacts(name)), iteration.number, found)
     return History(ordered, tuple(environments.values()), tuple(_failures(records, timeline)))
 
 
@@ -134,15 +134,17 @@ def _take(iteration: Iteration, record: Record, threshold: float | None) -> None
     elif record.get("stage") == "merge":
         iteration.rows, iteration.size = int(at_least(record, "rows")), int(at_least(record, "bytes"))
         iteration.merge_s = at_least(record, "seconds")
-        iteration.returns = _returns(record.get("returns"))
+        returns = record.get("returns")
+        found = returns.items() if isinstance(returns, Mapping) else ()
+        iteration.returns = {name: facts for name, facts in found if isinstance(facts, Mapping)}
 
 
-def _returns(found: Any) -> dict[str, float]:
-    """``{environment: mean}`` or ``{environment: {"mean": ..., "episodes": ...}}``; without those who ended none."""
-    if not isinstance(found, Mapping):
-        return {}
-    facts = {name: value if isinstance(value, Mapping) else {"mean": value} for name, value in found.items()}
-    return {str(name): mean for name, value in facts.items() if (mean := real(value, "mean")) is not None}
+def _take_returns(environment: EnvironmentFacts, iteration: int, found: Mapping[str, Any]) -> None:
+    environment.episodes += int(at_least(found, "episodes"))
+    if (value := real(found, "mean")) is not None:  # there is none where no episode ended
+        environment.returns[iteration] = value
+    if not environment.parameters and isinstance(found.get("parameters"), Mapping):  # as a program's run has them
+        environment.parameters = found["parameters"]
 
 
 def _environments(

@@ -32,7 +32,7 @@ def picture(name: str, title: str, description: str, height: float, width: float
     svg = Element("svg")
     labels = f"{name}-title {name}-desc"
     _set(svg, {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-labelledby": labels, "id": name})
-    svg.set("style", f"min-width:{min(width, 640):g}px")
+    svg.set("style", f"min-width:{min(width, 640):g}px;max-width:{width * 1.1:g}px")  # words stay of a size to be read
     add(svg, "title", title, id=f"{name}-title")
     add(svg, "desc", description, id=f"{name}-desc")
     return svg

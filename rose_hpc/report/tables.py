@@ -52,10 +52,10 @@ def _environments(page: Page) -> Table:
         nodes = sorted(each.nodes)
         where = ", ".join(nodes[:4]) + (f" and {len(nodes) - 4} more" if len(nodes) > 4 else "")
         memory = "" if each.memory_mb is None else f"{each.memory_mb:,.0f} MB"
-        lately = (number(each.lately),) if with_returns else ()
+        lately = (number(each.lately), f"{each.episodes:,}") if with_returns else ()
         times = (duration(each.median_s), duration(slowest), number(each.straggled), number(each.failed))
         rows.append((each.name, parameters(each.parameters), *lately, f"{each.rows:,}", *times, memory, where))
-    returns = f"return (last {LATELY}) # |" if with_returns else ""
+    returns = f"return (last {LATELY}) # | episodes # |" if with_returns else ""
     heads = f"environment | parameters | {returns} rows # | median # | slowest # | straggler # | failed #"
     heads += " | memory # | nodes"
     return _table("environments", "Environments", heads, rows, first=True)

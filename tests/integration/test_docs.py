@@ -48,8 +48,10 @@ def test_the_readmes_commands_work(readme: Path) -> None:
     """Every rose-hpc line of the README is a command that succeeds."""
     lines = [line for kind, text in blocks(ROOT / "README.md") if kind == "sh" for line in text.splitlines()]
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("rose-hpc")]
-    assert len(commands) >= 6
+    assert len(commands) >= 8
     for command in commands:
+        if command[0] == "doctor" or (command[0] == "submit" and "--dry-run" not in command):
+            continue  # these need a cluster, and are tried on one in tests/cluster
         done = projects.rose_hpc(*command, cwd=readme)
         assert done.returncode == 0, (command, done.stderr)
 
