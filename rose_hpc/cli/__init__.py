@@ -31,7 +31,11 @@ _COMMANDS = {
     "doctor": "Check what this machine and its Slurm have.",
     "inspect": "Show what a shard, a bank or a run holds.",
     "merge": "Merge shards into a bank, outside a run.",
+    "export": "Write a run's experience for others: Minari.",
+    "import": "Make a shard of an HDF5 file or Minari dataset.",
 }
+#: where a command cannot be the name of a module
+_MODULES = {"import": "import_"}
 
 
 class _LazyGroup(click.Group):
@@ -41,7 +45,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = importlib.import_module(f"rose_hpc.cli.{cmd_name}").command
+        command = importlib.import_module(f"rose_hpc.cli.{_MODULES.get(cmd_name, cmd_name)}").command
         assert isinstance(command, click.Command)  # noqa: S101 - ours
         return command
 

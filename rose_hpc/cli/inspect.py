@@ -70,6 +70,15 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
+def banks_of(path: Path) -> list[Path]:
+    """A file itself, or the banks that a run holds now."""
+    if not path.is_dir():
+        return [path]
+    if found := sorted(path.glob("iter-*/bank.h5")):
+        return found
+    raise UsageError(f"{path} holds no bank", hint="keep more of them with `[retention] banks`")
+
+
 def describe(info: ShardInfo, parts: list[Part]) -> str:
     """A shard or bank for people."""
     lines = [f"{info.path}: a {info.kind} of {info.rows:,} rows, {info.data_bytes / 1e6:,.2f} MB"]

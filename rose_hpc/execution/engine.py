@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc.cores import available_cores
-from rose_hpc.errors import EngineError
+from rose_hpc.errors import EngineError, RoseHpcError
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import GRACE_S, python_argv
 
@@ -107,7 +107,12 @@ class Engine:
             return _failed(attempt, message, error), None
         options = {"attempt": attempt, "payload": payload, "on_start": on_start}
         task.__name__ = attempt.id
-        outcome, value = await self._await(self.asyncflow.executable_task(task)(task_description=options))
+        try:
+            outcome, value = await self._await(self.asyncflow.executable_task(task)(task_description=options))
+        except EngineError as error:
+            if isinstance(error.__cause__, RoseHpcError):
+                raise error.__cause__ from None  # our own backends say it in our own words
+            raise
         return outcome, cloudpickle.loads(value) if value else None
 
     async def _once(self, attempt: Attempt) -> tuple[Outcome, Any]:

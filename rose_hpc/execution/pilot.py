@@ -134,8 +134,10 @@ class RadicalExecutionBackend(AttemptBackend):
         """The task of the supervisors has ended: so have all that have not been heard of since."""
         if self._ended or state == "RUNNING":
             return
-        cause = task.get("exception") or EngineError(f"the pilot's supervisors ended ({state})")
-        self._fail(EngineError(f"the pilot's supervisors are gone: {cause}", hint=f"see {self.sandbox}"))
+        error = task.get("exception") or EngineError(f"their task ended as {state}")
+        if not isinstance(error, EngineError):
+            error = EngineError(f"the pilot's supervisors are gone: {getattr(error, 'message', error)}")
+        self._fail(EngineError(error.message, hint=f"see {self.sandbox}"))
 
     def _fail(self, error: EngineError) -> None:
         """Everything fails at once, and later attempts too."""

@@ -206,6 +206,7 @@ class Host:
                     "gpu_type": rp.CUDA if task["gpus_per_rank"] else "",
                     "mem_per_rank": task["mem_mb_per_rank"],
                     "use_mpi": task["use_mpi"],
+                    "pre_launch": task["pre_launch"],
                 }
             )
             for task in message["tasks"]

@@ -27,6 +27,8 @@ _INHERITED = (
     *("HOME", "PATH", "TMPDIR", "LC_NUMERIC", "MAKEFLAGS"),
     *("PYTHONPATH", "PYTHONNOUSERSITE", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT"),
 )
+#: a lost node takes its own ranks and no others; and other steps (programs of several ranks) may run beside them
+_SRUN_SETTINGS = "export SLURM_NO_KILL=set SLURM_OVERLAP=1"
 _RANKS_PROGRAM = Path(__file__).with_name("pilot_ranks.py")
 
 
@@ -217,7 +219,7 @@ def host_environment(plan: PilotPlan, sandbox: Path, environ: Mapping[str, str])
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """A task as the pilot gets it: ``command`` is quoted for a POSIX shell, word by word."""
+    """A task as the pilot gets it: ``command`` is quoted for a POSIX shell, word by word; ``pre_launch`` is shell."""
 
     command: str
     ranks: int
@@ -226,6 +228,7 @@ class TaskPlan:
     mem_mb_per_rank: int
     use_mpi: bool
     name: str
+    pre_launch: tuple[str, ...] = ()
 
 
 def plan_task(task: Mapping[str, Any], *, pilot: PilotPlan, environ: Mapping[str, str], folder: Path) -> TaskPlan:
@@ -265,7 +268,8 @@ def plan_task(task: Mapping[str, Any], *, pilot: PilotPlan, environ: Mapping[str
         raise UsageError(f"the command of task {name!r} has a NUL byte in it")
     label = str(asked.get("name") or name)
     safe = label if shell_safe(label) else ""
-    return TaskPlan(shlex.join(words), ranks, cores, gpus, int(mem_mb), use_mpi and ranks > 1, safe)
+    pre_launch = () if pilot.forks else (_SRUN_SETTINGS,)
+    return TaskPlan(shlex.join(words), ranks, cores, gpus, int(mem_mb), use_mpi and ranks > 1, safe, pre_launch)
 
 
 def _whole(asked: Mapping[str, Any], key: str, default: int, name: str) -> int:

@@ -39,8 +39,6 @@ _DESCRIPTION = {
     "rp_version": "installed",
     "virtenv_mode": "local",
     "python_dist": "default",
-    # A lost node takes its own supervisor and no other; and programs of several ranks run in steps beside them
-    "task_pre_launch": ["export SLURM_NO_KILL=set SLURM_OVERLAP=1"],
 }
 #: keys of [slurm] that a job of radical.pilot's cannot be given
 _NOT_ATTACHED = ("extra", "mail_user", "mail_type")

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rose_hpc import errors
-from rose_hpc.errors import DamagedError, ExperienceError, RoseHpcError
+from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError
+from rose_hpc.experience.files import publishing
 from rose_hpc.experience.schema import ShardInfo
 
 #: what the child finds in its environment besides ours: no plugins of HDF5, which looks into their folder for whatever
@@ -75,17 +77,21 @@ def read_foreign(paths: Sequence[str | Path], limits: Limits | None = None) -> l
     return infos
 
 
-def seal_foreign(path: Path, limits: Limits | None = None) -> ShardInfo:
-    """Make a shard of a file that is ours to change, as :func:`rose_hpc.experience.shard.seal` does.
+def import_foreign(source: Path, output: Path, attributes: Mapping[str, Any] | None = None) -> ShardInfo:
+    """Make a shard of an HDF5 file with columns at its root, or of a Minari dataset. The source is never changed.
 
     Raises:
-        ExperienceError: as it does; a DamagedError also for a file that HDF5 crashed on.
+        ExperienceError: as sealing and :func:`rose_hpc.experience.exchange.import_minari` do; a DamagedError also for a
+            file that HDF5 crashed on.
     """
-    limits = limits or Limits(seconds=3600, file_mb=1024 * 1024)
-    answers, end = _ask({"op": "seal", "paths": [str(path)]}, limits)
-    if not answers:
-        raise _unparsable(path, end or "the parser said nothing")
-    return ShardInfo.from_json(_value(answers[0]))
+    limits = Limits(seconds=3600, file_mb=1024 * 1024)
+    with publishing(output, fsync=True) as scratch:
+        request = {"op": "import", "paths": [str(source)], "output": str(scratch), "attributes": dict(attributes or {})}
+        answers, end = _ask(request, limits)
+        if not answers:
+            raise _unparsable(source, end or "the parser said nothing")
+        info = ShardInfo.from_json(_value(answers[0]))
+    return replace(info, path=output, shard_names=(output.stem,))
 
 
 def _unparsable(path: Path, what: str) -> DamagedError:
@@ -147,12 +153,11 @@ def _limit(request: dict[str, Any]) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _answer(operation: str, path: str) -> dict[str, Any]:
-    from rose_hpc.experience import format as files
-    from rose_hpc.experience import shard
+def _answer(request: dict[str, Any], path: str) -> dict[str, Any]:
+    from rose_hpc.experience.format import read_info
 
     try:
-        info = shard.seal(path, fsync=False) if operation == "seal" else files.read_info(path)
+        info = _import(request, Path(path)) if request["op"] == "import" else read_info(path)
         return {"value": info.to_json()}
     except ExperienceError as error:
         facts = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
@@ -162,12 +167,29 @@ def _answer(operation: str, path: str) -> dict[str, Any]:
         return {"error": "DamagedError", "message": what, "hint": "", "paths": [path]}
 
 
+def _import(request: dict[str, Any], source: Path) -> ShardInfo:
+    from rose_hpc.experience import exchange
+    from rose_hpc.experience.shard import seal
+
+    output = Path(request["output"])
+    if folder := exchange.find_minari(source):
+        return exchange.import_minari(folder, output, request["attributes"])
+    if not source.is_file():
+        raise FormatError(f"{source} is neither a file nor a Minari dataset", hint="name an HDF5 file, or its folder")
+    shutil.copyfile(source, output)
+    try:
+        return seal(output, attributes=request["attributes"], fsync=False)
+    except ExperienceError as error:  # people know the source, not the copy
+        error.message = error.message.replace(str(output), str(source))
+        raise
+
+
 def main() -> None:
     """Answer one request."""
     request = json.loads(sys.stdin.buffer.read())
     _limit(request)
     for path in request["paths"]:
-        sys.stdout.write(json.dumps(_answer(request["op"], path)) + "\n")
+        sys.stdout.write(json.dumps(_answer(request, path)) + "\n")
         sys.stdout.flush()
 
 

@@ -175,6 +175,16 @@ def survey(file: h5py.File, path: Path) -> Survey:
     return Survey(in_order(columns), next(iter(lengths.values()), 0), reasons, attributes, sealed)
 
 
+def check_dataset(dataset: h5py.h5d.DatasetID, name: str, path: Path) -> None:
+    """Refuse one whose data are not numbers, lie in other files or need plugins.
+
+    Raises:
+        FormatError, SchemaError: naming it.
+    """
+    _storage_of(dataset, f"{path}: '{name}'")
+    _column_of(dataset, name, path)
+
+
 def _check_format(file: h5py.File, path: Path) -> None:
     """Refuse files that are not ours, or of a later version."""
     if read_attribute(file.id, "format") != FORMAT:

@@ -74,5 +74,5 @@ def rows_of(array: Any, start: int, stop: int) -> NDArray[Any]:
 
 
 def take(array: Any, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a column by number, whatever the shape of ``rows``; a new array of shape ``(*rows.shape, *row shape)``."""
+    """Rows of a column by number, whatever the shape of ``rows``; a new array, ``rows`` by a row."""
     return np.asarray(array.take(rows, axis=0) if isinstance(array, np.ndarray) else array[rows])

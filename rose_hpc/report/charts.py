@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.etree.ElementTree import Element
 
-from rose_hpc.report.history import EnvironmentFacts, Iteration
+from rose_hpc.report.history import LATELY, EnvironmentFacts, Iteration
 from rose_hpc.report.scale import Point, binned, padded, thinned, ticks, whole_ticks
 from rose_hpc.report.svg import WIDTH, Plot, add, hint, line, picture, plot, steps
 from rose_hpc.report.words import clean, count, duration, mean, number
@@ -113,7 +113,7 @@ def parameter_chart(environments: Sequence[EnvironmentFacts], key: str, index: i
     chart = plot(svg, (-0.5, len(order) - 0.5), padded(min(values), max(values)), (64, 34, WIDTH / 2 - 26, 210))
     every = -(-len(order) // 8)
     across = [(float(k), value[:12]) for k, value in enumerate(order) if k % every == 0]
-    chart.axes(across, _up(chart), (clean(key), "return, lately"))
+    chart.axes(across, _up(chart), (clean(key), f"return (last {LATELY})"))
     means = []
     for k, value in enumerate(order):
         here = [(lately, each) for other, lately, each in known if _word(other) == value]
@@ -145,7 +145,7 @@ def _label(environment: EnvironmentFacts) -> str:
 def heat_map(
     name: str, title: str, rows: Sequence[tuple[str, Mapping[int, float]]], last: int, say: Callable[[float], str]
 ) -> Element:
-    """A row for each environment, a column for each iteration (or the mean of some), the darker the more."""
+    """A row for each environment, a column for each iteration (or the mean of some), a colour for how much."""
     bins = binned(last + 1, 160)
     cells = [[mean([own[k] for k in part if k in own]) for part in bins] for _, own in rows]
     known = sorted(value for row in cells for value in row if value is not None)

@@ -113,7 +113,7 @@ def _rank_times(page: Page) -> list[Figure]:
     shown = environments[:200]
     rows = [(each.name, each.seconds) for each in shown]
     svg = charts.heat_map("rank-chart", "Seconds of each rank", rows, last, duration)
-    caption = "How long each environment's rank took, by iteration; the darker, the longer." + _bins(last + 1, 160)
+    caption = "How long each environment's rank took, by iteration; the scale is under the map." + _bins(last + 1, 160)
     if len(shown) < len(environments):
         caption += f" The first {len(shown)} of {len(environments):,} environments."
     return [_figure("Time of each rank", [svg], caption)]
@@ -126,7 +126,9 @@ def _timeline(page: Page) -> list[Figure]:
     legend = [(kind, kind) for kind in ("collect", "straggler", "merge", "update", "check", "failed")]
     legend = [("queue", "waiting in the queue"), ("starting", "driver and pilot start"), ("driver", "driver"), *legend]
     kinds = {bar.kind for bar in (*timeline.ranks, *timeline.stages, *timeline.queue)} | {"driver"}
-    caption = "Dashed stretches, if any, are drawn shorter than they were: no driver worked. A bar ends when its record was "
+    caption = (
+        "Dashed stretches, if any, are drawn shorter than they were: no driver worked. A bar ends when its record was "
+    )
     caption += "written. Slots are lines of this picture, not cores. "
     caption += f"A straggler took more than {STRAGGLES:g} times its iteration's median."
     detail: list[Figure] = []

@@ -145,8 +145,10 @@ _ORDER = ("starting", "collect", "merge", "update", "check", "failed", "between"
 
 
 def _by_node(bars: Iterable[Bar]) -> list[tuple[str, list[Bar]]]:
-    ordered = sorted(bars, key=lambda bar: _natural(bar.node))
-    return [(node or "node not known", list(own)) for node, own in groupby(ordered, key=lambda bar: bar.node)]
+    found: dict[str, list[Bar]] = {}
+    for bar in bars:
+        found.setdefault(bar.node or "node not known", []).append(bar)
+    return [(node, found[node]) for node in sorted(found, key=_natural)]
 
 
 def _natural(name: str) -> list[tuple[str, int]]:

@@ -162,6 +162,7 @@ def test_strangers_are_refused(tmp_path, curve):
         await until(lambda: monitor.poll(0))
         assert recv_monitor_message(monitor)["event"] & refusals
         socket.disable_monitor()
+        monitor.close()
         socket.close()
         assert (await cluster.run("a", "true")).ok
         assert {client.node for client in cluster.hub.clients.values()} == {"n1"}
@@ -170,7 +171,7 @@ def test_strangers_are_refused(tmp_path, curve):
 
 
 def test_a_killed_supervisor_loses_its_attempts_and_no_others(tmp_path):
-    """What ran there ends as lost, soon; what runs elsewhere goes on; its processes are gone; the rest is found room."""
+    """What ran there ends as lost, soon; what runs elsewhere goes on; its processes are gone; what waits finds room."""
 
     async def scenario(cluster: Cluster) -> None:
         wait = ("sh", "-c", "touch up.$ROSE_HPC_ATTEMPT; until test -e go; do sleep 0.02; done")
@@ -212,7 +213,7 @@ def test_a_busy_driver_loses_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(hub_module, "SILENCE_S", 3.0)
 
     async def scenario(cluster: Cluster) -> None:
-        time.sleep(4.0)  # noqa: ASYNC251 - this is what is tested
+        time.sleep(4.0)
         for i in range(20):
             assert (await cluster.run(str(i), "true")).ok
         assert cluster.lost == []
@@ -265,7 +266,7 @@ async def main():
     hub = Hub(Path("keys.json"), lambda c: (pool.add(c, c.cores), ready.set()), lambda c, why: None)
     await hub.start({"cores_per_node": 2, "path": sys.path, "environment": {}})
     await ready.wait()
-    await pool.run(Attempt(id="a", kind="command", argv=("sh", "-c", "touch up; exec sleep 300"), cwd="."))
+    await pool.run(Attempt(id="a", kind="command", argv=("sh", "-c", "touch up; exec sleep 300"), cwd=sys.argv[1]))
 
 asyncio.run(main())
 """
@@ -274,7 +275,7 @@ asyncio.run(main())
 def test_supervisors_end_when_their_driver_is_killed(tmp_path):
     """SIGKILL of the driver ends every supervisor and what it runs, without anybody telling them."""
     (tmp_path / "driver.py").write_text(textwrap.dedent(DRIVER))
-    with subprocess.Popen([sys.executable, "driver.py"], cwd=tmp_path) as driver:
+    with subprocess.Popen([sys.executable, "driver.py", str(tmp_path)], cwd=tmp_path) as driver:
         try:
             projects.wait_for((tmp_path / "keys.json").exists)
             process = supervisor(tmp_path / "keys.json", SLURMD_NODENAME="n1", PWD=str(tmp_path))
@@ -286,6 +287,7 @@ def test_supervisors_end_when_their_driver_is_killed(tmp_path):
         projects.wait_for(lambda: not projects.processes_of(tmp_path), 10)
     finally:
         process.kill()
+        process.wait()
 
 
 FAKE_SRUN = """#!/bin/sh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -14,15 +15,15 @@ from rose_hpc.report.scale import Scale, binned, broken, clock_step, clock_ticks
 values = st.floats(-1e12, 1e12)
 
 
-@given(low=values, size=st.floats(1e-6, 1e12), most=st.integers(2, 12))
+@given(low=values, size=st.floats(1e-6, 1e12), most=st.integers(3, 12))
 def test_ticks_are_round_and_few(low, size, most):
     """Ticks are in the range, in order, evenly spaced, and at most one more than asked for."""
     high = low + size
     found = ticks(low, high, most)
-    assert 1 <= len(found) <= most + 1 or found == []
+    assert 1 <= len(found) <= most + 1
     air = 1e-6 * max(abs(low), abs(high), size)
     assert all(low - air <= tick <= high + air for tick in found)
-    steps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(found)]
     assert all(math.isclose(step, steps[0], rel_tol=1e-3, abs_tol=air) for step in steps)
 
 
@@ -59,7 +60,7 @@ def test_a_broken_scale_keeps_the_order(lengths, data):
     assert [scale.pieces[0].start, round(scale.pieces[-1].end, 6)] == [100.0, 900.0]
     moments = sorted([0.0, *stops, *(moment for span in spans for moment in span)])
     places = [scale(moment) for moment in moments]
-    assert all(a <= b + 1e-6 for a, b in zip(places, places[1:], strict=False))
+    assert all(a <= b + 1e-6 for a, b in pairwise(places))
     units = [(scale(high) - scale(low)) / (high - low) for low, high in spans if high - low > now / 1000]
     assert all(math.isclose(unit, units[0], rel_tol=1e-3) for unit in units)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -107,8 +108,9 @@ def test_failed_attempts_are_bars_of_their_own():
     failed = {"kind": "attempt", "time": 109.0, "stage": "collect", "environment": "a", "seconds": 2.0, "iteration": 0}
     update = {**failed, "time": 113.0, "stage": "update", "environment": "", "seconds": 0.5}
     timeline = read_timeline([RUN, job(100.0), failed, *ITERATION[:4], update])
-    assert [(bar.kind, bar.who, bar.seconds) for bar in timeline.ranks][0] == ("failed", "a", 2.0)
-    assert [(bar.kind, bar.who, bar.seconds) for bar in timeline.stages][-1] == ("failed", "update", 0.5)
+    rank_bar, stage_bar = timeline.ranks[0], timeline.stages[-1]
+    assert (rank_bar.kind, rank_bar.who, rank_bar.seconds) == ("failed", "a", 2.0)
+    assert (stage_bar.kind, stage_bar.who, stage_bar.seconds) == ("failed", "update", 0.5)
 
 
 def test_ranks_of_a_driver_that_was_killed_are_there():
@@ -139,7 +141,7 @@ def test_no_two_bars_share_a_slot_at_once():
     for slot, bar in slots(crowd):
         lanes.setdefault(slot, []).append(bar)
     for lane in lanes.values():
-        assert all(a.end - b.start <= 0.0701 for a, b in zip(lane, lane[1:], strict=False))
+        assert all(a.end - b.start <= 0.0701 for a, b in pairwise(lane))
     assert len(lanes) <= 11
 
 
@@ -152,7 +154,7 @@ def test_the_threshold_as_it_was_then():
 
 
 def test_what_environments_did_in_all():
-    """Rows, seconds, memory, nodes and returns of each environment; parameters from the records if nobody else has any."""
+    """Rows, seconds, memory, nodes and returns of each environment; parameters from the records if need be."""
     merge = {
         "returns": {"a": {"mean": 2.5, "episodes": 4, "parameters": {"eps": 0.1}}, "b": {"mean": None, "episodes": 0}}
     }
