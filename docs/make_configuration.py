@@ -6,6 +6,7 @@ python docs/make_configuration.py > docs/configuration.md
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from rose_hpc.config_environments import Environments, ListedEnvironment, Resources, Stage
@@ -21,7 +22,7 @@ TABLES: list[tuple[str, str, Any, set[str]]] = [
         set(Resources.model_fields),
     ),
     ("[update]", "makes the next policy", Stage, set(Resources.model_fields)),
-    ("[check]", "says when to stop", Check, {"command", "timeout_s", *Resources.model_fields}),
+    ("[check]", "says when to stop", Check, set(Resources.model_fields)),
     ("any stage", "what a task of it takes", Resources, set()),
     ("[loop]", "limits", Loop, set()),
     ("[merge]", "from shards to banks", Merge, set()),
@@ -49,7 +50,7 @@ def page() -> str:
             "|---|---|---|",
         ]
         for name, field in model.model_fields.items():
-            if name in left_out or name == "base" or isinstance(field.default, (Loop, Merge, Retention, Pilot, Slurm)):
+            if name in left_out or isinstance(field.default, (Loop, Merge, Retention, Pilot, Slurm)):
                 continue
             if name in ("environments", "update", "check"):
                 continue
@@ -59,6 +60,8 @@ def page() -> str:
 
 
 def _default(field: Any) -> str:
+    if field.is_required() and field.annotation is Path:
+        return "the file's folder"
     if field.is_required():
         return "the metric's own" if field.description and "the metric's own" in field.description else "needed"
     value = field.get_default(call_default_factory=True)

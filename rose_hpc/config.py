@@ -83,6 +83,8 @@ def check_scripts(config: Config, path: Path | None = None) -> None:
         seen.add(names)
         program, *script = names
         if _find_program(program, config.base) is None:
+            if "/" in program and (config.base / program).is_file():
+                _refuse(path, key, f"program {program!r} is not executable", f"chmod +x {config.base / program}")
             _refuse(path, key, f"program {program!r} not found", _beside(config.base, program))
         if script and not (config.base / script[0]).is_file():
             _refuse(path, key, f"no script {script[0]!r} in {config.base}", _beside(config.base, script[0]))
@@ -190,6 +192,8 @@ def _find_program(program: str, base: Path) -> str | None:
 def _beside(base: Path, name: str) -> str:
     """A suggestion from what lies in the folder where the file was looked for."""
     folder = (base / name).parent
+    if (base / name).is_file():
+        return f"write ./{name}: a bare name is looked for on PATH"
     there = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     return suggest(Path(name).name, there) or "paths count from the configuration file's folder"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -13,54 +14,82 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rose_hpc import rundir
-from rose_hpc.errors import EngineError, Interrupted, RunError
+from rose_hpc.errors import EngineError, Interrupted, RunError, UsageError
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 
 if TYPE_CHECKING:
     from rose_hpc.config import Config
     from rose_hpc.loop import Loop
-    from rose_hpc.session import Observer
+    from rose_hpc.session import Observer, Session
     from rose_hpc.workflow import Workflow
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: the loops of this process, which a signal interrupts together (a program may run several learners at once)
 _interruptible: list[Loop] = []
 
+#: first line of a run's config.toml: the file it came from
+_ORIGIN = "# made from "
+
 EXIT_CODES = {"converged": 0, "max_iterations": 3, "failed": 1, "stopped": 130}
 
 
-def make_run(config: Config, run_dir: Path | None) -> RunDir:
-    """A new run directory with its configuration as it will run. Nothing heavy is imported for it."""
+def make_run(config: Config, run_dir: Path | None, source: Path | None = None) -> RunDir:
+    """A new run directory with its configuration as it will run. Nothing heavy is imported for it.
+
+    Args:
+        config: the configuration.
+        run_dir: the directory itself; None: a new one in the runs folder.
+        source: the file it came from; a driver warns if that changes, since the run keeps its own copy.
+    """
     from rose_hpc.config import dump_config
 
     if config.seed is None:
         config = config.model_copy(update={"seed": choose_seed()})
-    return rundir.create(config.name, run_dir, dump_config(config).encode())
+    origin = "" if source is None else f"{_ORIGIN}{source.absolute()}\n"
+    return rundir.create(config.name, run_dir, (origin + dump_config(config)).encode())
 
 
 def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> list[str]:
-    """Change the configuration of a run; what changed, for the record that it gets when the run goes on."""
+    """Change the configuration of a run; what changed, for the record that it gets when the run goes on.
+
+    Raises:
+        ConfigError, UsageError: the change is refused, and nothing was written.
+    """
     from rose_hpc.config import dump_config, load_config
 
+    before = load_config(run.config)
     config = load_config(run.config, sets=sets, max_iterations=max_iterations)
-    rundir.write_file(run.config, dump_config(config).encode())
+    for what in ("name", "seed"):
+        if getattr(config, what) != getattr(before, what):
+            raise UsageError(f"a run keeps its {what}, {getattr(before, what)!r}", hint="start a new run with another")
+    for old, new in itertools.zip_longest(before.environments.resolve(), config.environments.resolve()):
+        if old is None or new is None or (old.name, old.parameters) != (new.name, new.parameters):
+            which = (old or new).name
+            raise UsageError(
+                f"a run keeps its environments, and {which} would be another", hint="start a new run with others"
+            )
+    first = run.config.read_text().partition("\n")[0]
+    origin = f"{first}\n" if first.startswith(_ORIGIN) else ""
+    rundir.write_file(run.config, (origin + dump_config(config)).encode())
     return [*sets, *([f"loop.max_iterations={max_iterations}"] if max_iterations else [])]
 
 
 def drive_shown(run: RunDir, changes: Sequence[str] = (), engine: str = "auto") -> int:
     """Drive the run with a display: live on a terminal, else lines, the last one the run directory. The exit code."""
-    from rose_hpc.report.view import LiveView, PlainView
+    from rose_hpc.report.view import Lines, LiveView, PlainView
+
+    lines = Lines(str(run.path), failures=False)
 
     if sys.stdout.isatty():
         from rich.console import Console
 
-        with LiveView(Console()) as view:
+        with LiveView(Console(), lines) as view:
             code = drive(run, [view], changes, engine)
         Console().print(f"\n  status   {run.command('status')}\n  logs     {run.command('logs')}", highlight=False)
         return code
     try:
-        return drive(run, [PlainView(sys.stdout)], changes, engine)
+        return drive(run, [PlainView(sys.stdout, lines)], changes, engine)
     finally:
         print(run.path, flush=True)  # noqa: T201 - the last line (contract)
 
@@ -103,6 +132,11 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
 
     config = load_config(run.config)
     workflow = from_config(config)
+    if not config.base.is_dir():
+        raise RunError(
+            f"the folder of this run's scripts, {config.base}, is gone",
+            hint=f"if it moved: `{run.command('resume')} --set base=FOLDER`",
+        )
     session = Session(run, observers)
     try:
         clear_scratch(run)
@@ -114,26 +148,42 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
             nodes, cores = backend.shape
             check_fits(workflow, cores, nodes)
         session.begin(run_facts(workflow, config.seed), changes, engine_name)
+        _check_origin(session)
         try:
             await backend  # the supervisor starts while asyncflow is imported
         except EngineError as error:
             session.record("end", state="failed", reason=str(error), iteration=session.progress.iteration)
             raise
         asyncflow = await _workflow_engine(backend, run)
-        try:
-            carrier = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
-            loop = Loop(Stages(session, workflow, carrier))
-            with interrupts(loop):
+        carrier = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
+        loop = Loop(Stages(session, workflow, carrier))
+        done = session.progress.iteration
+        with interrupts(loop):  # also while everything is shut down: an impatient Ctrl-C must not break that off
+            try:
                 async for _ in loop.iterations():
                     pass
-        finally:
-            await asyncflow.shutdown()
+            finally:
+                await asyncflow.shutdown()
+        if session.progress.iteration == done:
+            again = run.command("resume")
+            session.warn(f"nothing was left to do; extend it with `{again} --max-iterations N` or `--set KEY=VALUE`")
         end = session.progress.end
         if end is None:
             raise RunError(f"{run.path} ended without a record", hint=run.command("resume"))
         return EXIT_CODES[end["state"]]
     finally:
         session.close()
+
+
+def _check_origin(session: Session) -> None:
+    """Say it when the file that the configuration came from has changed: people edit it, and wonder."""
+    first = session.run.config.read_text().partition("\n")[0]
+    path = Path(first.removeprefix(_ORIGIN))
+    if first.startswith(_ORIGIN) and path.is_file() and session.note_file(path):
+        session.warn(
+            f"{path} has changed, and this run keeps its own copy, {session.run.config}; "
+            f"change that with `{session.run.command('resume')} --set KEY=VALUE`"
+        )
 
 
 async def _workflow_engine(backend: Any, run: RunDir) -> Any:
@@ -184,6 +234,5 @@ def interrupts(loop: Loop) -> Iterator[None]:
 
 def _interrupt_all(number: signal.Signals) -> None:
     for loop in list(_interruptible):
-        message = f"interrupted by {number.name}; go on with `{loop.session.run.command('resume')}`"
-        loop.session.warn(message)
-        loop.interrupt(message)
+        loop.session.warn(f"{number.name}: ending what runs")
+        loop.interrupt(f"interrupted by {number.name}; go on with `{loop.session.run.command('resume')}`")

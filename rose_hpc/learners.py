@@ -182,9 +182,10 @@ class ReinforcementLearner(Registering):
     def _observers(self) -> list[Observer]:
         if self._quiet:
             return []
-        from rose_hpc.report.view import PlainView
+        from rose_hpc.report.view import Lines, PlainView
 
-        return [PlainView(sys.stderr)]
+        where = "" if self.run is None else str(self.run.path)
+        return [PlainView(sys.stderr, Lines(where, failures=False))]
 
     def _configured(self, session: Session, initial: LearnerConfig | None) -> LearnerConfig | None:
         recorded = session.progress.config

@@ -78,7 +78,8 @@ class Loop:
                 )
         limit = self.workflow.max_iterations
         if limit and progress.iteration >= limit:
-            return Verdict("max_iterations", f"{progress.iteration} iterations are done (max_iterations = {limit})")
+            more = f", and max_iterations is {limit}" if progress.iteration > limit else ""
+            return Verdict("max_iterations", f"{progress.iteration} iterations are done{more}")
         return None
 
     def interrupt(self, why: str) -> None:

@@ -99,8 +99,9 @@ class Session:
             observer.started(iteration, stage, environment)
 
     def warn(self, text: str) -> None:
-        """Tell the observers, and the log."""
-        log.warning("%s", text)
+        """Tell the observers; where there are none, the log."""
+        if not self.observers:
+            log.warning("%s", text)
         for observer in self.observers:
             observer.warned(text)
 
@@ -118,10 +119,11 @@ class Session:
         known = self.progress.run
         if not known:
             self.record("run", version=__version__, **facts)
-        elif known["name"] != facts["name"] or known["environments"] != facts["environments"]:
-            changed = "name" if known["name"] != facts["name"] else "environments"
+        elif changed := [key for key in ("name", "environments", "seed") if known[key] != facts[key]]:
+            key = changed[0]
             raise RunError(
-                f"{self.run.path} is a run of {known[changed]}, not of {facts[changed]}", hint="start a new run instead"
+                f"{self.run.path} is a run with {key} {known[key]}, not {facts[key]}",
+                hint="bring that back, or start a new run",
             )
         else:
             ours = ("argv", "interpreter", "cwd") if facts["source"] == "config" else ()  # of `resume`, not of the run
@@ -130,6 +132,13 @@ class Session:
                 self.record("extend", changes=list(changes), **differences)
         owner = {key: self.ownership._facts[key] for key in ("epoch", "host", "pid", "job")}
         self.record("job", version=__version__, python=sys.version.split()[0], engine=engine, **owner)
+
+    def note_file(self, path: Path) -> bool:
+        """Note the digest of a file the first time; whether it is another now."""
+        known = self.progress.scripts.get(str(path))
+        if known is None:
+            self.record("scripts", digests={str(path): _digest(path)})
+        return known is not None and known != _digest(path)
 
     def check_scripts(self, argv: Sequence[str], cwd: Path) -> None:
         """Note the digests of the files on a command line; warn of those that changed since they were last used."""

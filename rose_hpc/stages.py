@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from rose_hpc import attempts, rundir
 from rose_hpc.attempts import Place
-from rose_hpc.errors import TaskError, TaskTimeoutError
+from rose_hpc.errors import RunError, TaskError, TaskTimeoutError
 from rose_hpc.execution.attempt import VALUE_BYTES, Attempt, Outcome
 from rose_hpc.execution.engine import Call, Engine
 from rose_hpc.session import Session
@@ -214,6 +214,8 @@ class Stages:
         )
         for source, copy in ((run.policy, place.policy), (run.state, place.state)):
             await asyncio.to_thread(rundir.copy_tree, source(iteration - 1) if iteration else None, copy)
+        if iteration:
+            await self._check_policy(iteration - 1, place.policy)
         attempt = attempts.update(place, self.workflow, self.session.progress, argv)
         outcome, value = await self._carry_out(place, attempt, call)
         run.iteration(iteration).mkdir(exist_ok=True)
@@ -242,6 +244,16 @@ class Stages:
             raise AssertionError("unreachable") from error
         kept = self._keep("check", work, outcome, value) if work.is_function else {}
         self.session.record("stage", iteration=iteration, stage="check", seconds=outcome.seconds, reward=reward, **kept)
+
+    async def _check_policy(self, iteration: int, folder: Path) -> None:
+        """Whether a policy is still the one that was committed: nothing else would tell, where all write as root."""
+        committed = self.session.progress.updates[iteration]["policy"]["digest"]
+        if (await asyncio.to_thread(rundir.tree_facts, folder))["digest"] != committed:
+            raise RunError(
+                f"{self.session.run.policy(iteration)} is not what the update of iteration {iteration} left: "
+                "an environment or a check has changed it",
+                hint="bring it back from a copy, and let only the update write to task.policy",
+            )
 
     # -- one attempt ---------------------------------------------------------------------------------------------------
 
@@ -299,16 +311,33 @@ class Stages:
             exit_code=outcome.exit_code,
             seconds=outcome.seconds,
         )
-        who = f"environment {place.environment}" if place.environment else f"the {place.stage}"
+        who = self._who(place)
+        if reason in ("exit", "signal") and (said := outcome.tail.rstrip().rpartition("\n")[2].strip()):
+            message += f": {said[:200]}"  # what it said last is mostly why
         it = "" if reason == "spawn" else "it "  # whose message has a subject of its own
         kind = {"timeout": TaskTimeoutError, "lost": _LostError}.get(reason, TaskError)
         error = kind(
             f"{who} failed in iteration {place.iteration}: {it}{message}" if reason != "merge" else message,
-            hint=f"see {place.log}, mend it, and `{self.session.run.command('resume')}`",
+            hint=f"see {place.log}, then `{self.session.run.command('resume')}`" + self._more_time(place, reason),
         )
         if outcome.tail:
             error.add_note(outcome.tail)
         raise error
+
+    def _who(self, place: Place) -> str:
+        """Whose attempt it is, for people."""
+        if not place.environment:
+            return f"the {place.stage}"
+        parameters = next(e.parameters for e in self.workflow.environments if e.name == place.environment)
+        values = ", ".join(f"{key}={value}" for key, value in parameters.items())
+        return f"environment {place.environment}" + (f" ({values[:100]})" if values else "")
+
+    def _more_time(self, place: Place, reason: str) -> str:
+        """How a configuration's run gets more of it: the file it came from is read no more."""
+        if reason != "timeout" or not self.workflow.update.argv:
+            return ""
+        table = "environments" if place.environment else place.stage
+        return f", with `--set {table}.timeout_s=SECONDS` for more time"
 
     def _keep(self, name: str, work: Work, outcome: Outcome, value: Any) -> dict[str, Any]:
         """Remember the value of a program's task; the fields that make the journal remember it."""
@@ -364,8 +393,12 @@ def _signature(columns: Any) -> dict[str, str]:
 
 def _difference(columns: dict[str, str], known: dict[str, str]) -> str:
     for name in sorted(columns.keys() | known.keys()):
-        if columns.get(name) != known.get(name):
-            return f"column {name} as {columns.get(name, 'nothing')}, unlike the {known.get(name, 'nothing')}"
+        if name not in columns:
+            return f"no column {name}, unlike the {known[name]}"
+        if name not in known:
+            return f"a column {name} that is not among those"
+        if columns[name] != known[name]:
+            return f"column {name} as {columns[name]}, unlike the {known[name]}"
     return "other columns than those"
 
 

@@ -69,8 +69,14 @@ class Work:
         """
         if self.make_command is None:
             return self.argv
-        line = await self.make_command(*args, **kwargs)
         name = getattr(self.make_command, "__name__", "the task")
+        try:
+            line = await self.make_command(*args, **kwargs)
+        except UsageError as error:
+            raise UsageError(
+                f"{name} is registered as a command, and giving its command line failed: {error.message}",
+                hint="register a function that does the work itself with as_executable=False",
+            ) from error
         if not isinstance(line, str) or not (argv := shlex.split(line)):
             raise UsageError(
                 f"{name} returned {line!r}, not a command line",
@@ -232,7 +238,6 @@ def check_fits(workflow: Workflow, cores: int, nodes: int | None = None) -> None
                 hint="lower its cores_per_rank, or "
                 + ("set loop.max_concurrent to share cores" if nodes is None else "ask for larger nodes"),
             )
-
 
     if not workflow.waves:
         _check_waves(workflow, cores * (nodes or 1))

@@ -96,16 +96,26 @@ def describe(facts: dict[str, Any]) -> str:
         if e is None:
             lines.append(f"     ... {len(environments) - 15} more ...")
             continue
-        limit = f"   (at most {e['timeout_s']:g} s)" if e["timeout_s"] else ""
-        lines.append(f"     {e['name']}: {shlex.join(e['argv'])}{limit}")
-    lines.append("2. merge: their shards, in this order, into iter-NNNN/bank.h5")
+        limit = _limit(e)
+        values = ", ".join(f"{key}={value}" for key, value in e["parameters"].items())
+        lines.append(f"     {e['name']}{f' ({values})' if values else ''}: {shlex.join(e['argv'])}{limit}")
+    shards = any(e["shard"] for e in environments)
+    merged = (
+        "their shards, in this order, into iter-NNNN/bank.h5" if shards else "nothing, for none has to leave a shard"
+    )
+    lines.append(f"2. merge: {merged}")
     window = f" of the last {facts['window']} iterations" if facts["window"] > 1 else ""
-    lines.append(f"3. update, on the bank{window}: {shlex.join(facts['update']['argv'])}")
+    on = f", on the bank{window}" if shards else ""
+    lines.append(f"3. update{on}: {shlex.join(facts['update']['argv'])}{_limit(facts['update'])}")
     if "check" in facts:
-        lines.append(f"4. check: {shlex.join(facts['check']['argv'])}")
+        lines.append(f"4. check: {shlex.join(facts['check']['argv'])}{_limit(facts['check'])}")
     keep = facts["retention"]
     lines += [
         "",
         f"kept: policies {keep['policies']}, banks {keep['banks']}, shards {'yes' if keep['shards'] else 'no'}",
     ]
     return "\n".join(lines)
+
+
+def _limit(facts: dict[str, Any]) -> str:
+    return f"   (at most {facts['timeout_s']:g} s)" if facts["timeout_s"] else ""

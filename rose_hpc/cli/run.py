@@ -32,5 +32,5 @@ def command(
 
     loaded = load_config(config, sets=sets, seed=seed, max_iterations=max_iterations)
     check_scripts(loaded, config)
-    run = driver.make_run(loaded, run_dir)
+    run = driver.make_run(loaded, run_dir, config)
     ctx.exit(driver.drive_shown(run, engine=engine))

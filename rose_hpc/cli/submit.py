@@ -102,7 +102,7 @@ class _Prepared:
         if self.config is not None:
             from rose_hpc import driver
 
-            return driver.make_run(self.config, request.run_dir)
+            return driver.make_run(self.config, request.run_dir, request.what)
         from rose_hpc.slurm.program import write_program
         from rose_hpc.slurm.site import dump_site
 

@@ -70,4 +70,5 @@ class Client:
         self.groups.clear()
         for identifier, (answer, _) in pending.items():
             if not answer.done():
-                answer.set_result((Outcome(identifier, ok=False, reason="lost", message=f"was lost: {why}"), b""))
+                lost = Outcome(identifier, ok=False, reason="lost", message=f"was lost: {why}", node=self.node)
+                answer.set_result((lost, b""))

@@ -132,7 +132,9 @@ class Hub:
                 await self.send(identity, {"op": "end"}, b"")  # it was given up for lost, and its work begun elsewhere
                 continue
             client.heard()
-            if message["op"] not in ("join", "beat"):
+            if message["op"] == "leave":
+                self.forget(client, f"node {client.node} was told to end: its job is cancelled, or its time is over")
+            elif message["op"] not in ("join", "beat"):
                 client.handle(message, payload)
 
     async def _watch(self) -> None:

@@ -61,8 +61,9 @@ class Pool:
         grant = await self.slots.take(request)
         lead, *others = (node for node in grant.nodes if isinstance(node, Client))
         try:
-            running = lead.run(_placed(attempt, grant, [lead, *others]), payload, on_start)
-            return await (running if not others else _on_all(attempt, running, others))
+            placed = _placed(attempt, grant, [lead, *others])
+            running = lead.run(placed, payload, on_start)
+            return await (running if not others else _on_all(placed, running, others))
         finally:
             self.slots.give(grant)
 
@@ -97,7 +98,8 @@ async def _on_all(attempt: Attempt, running: Coroutine[Any, Any, Answer], others
         if work.done():
             return work.result()
         lost = ", ".join(client.node for client in others if client.gone.is_set())
-        return Outcome(attempt.id, ok=False, reason="lost", message=f"was lost: it ran on {lost} too"), b""
+        message = f"was lost: it ran on {lost} too"
+        return Outcome(attempt.id, ok=False, reason="lost", message=message, node=attempt.nodes[0]), b""
     finally:
         for loss in losses:
             loss.cancel()

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import selectors
+import signal
 import socket
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from rose_hpc.execution.hub import BEAT_S
 from rose_hpc.execution.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,12 @@ PROBE_S = 3.0
 WELCOME_S = 10.0
 #: how long a broken connection may take to come back before the driver counts as dead
 RECONNECT_S = 10.0
+#: how often a supervisor looks what it has been told
+TICK_S = 0.5
+#: Slurm ends every process of a job at once: this long a rank that was killed may be the first sign of that
+DOUBT_S = 1.5
+
+News = tuple[float, Mapping[str, Any], bytes]
 
 
 class Link:
@@ -82,6 +91,13 @@ class Link:
             messages.append((json.loads(body), payload))
         return messages
 
+    def close(self) -> None:
+        """Once what was said last is on its way, for at most a second."""
+        self.socket.disable_monitor()
+        self.monitor.close()
+        self.socket.close()
+        self._context.term()
+
     def driver_is_gone(self) -> bool:
         """Whether the connection broke, and has stayed so for RECONNECT_S."""
         while self.monitor.poll(0):
@@ -109,13 +125,15 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
 
 def serve(keys: Path) -> None:
     """Serve the hub that wrote ``keys`` until it says so, or is gone."""
-    from rose_hpc.execution.hub import BEAT_S
-
-    supervisor = Supervisor(lambda message, payload: link.send(message, payload))
+    supervisor = Supervisor(lambda message, payload: news.append((time.monotonic(), message, payload)))
     supervisor.adopt()
     link = Link(keys, supervisor.node)
     os.environ.update(link.facts["environment"])
+    news: deque[News] = deque()
+    ending: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: ending.append(number))
     supervisor.handle({"op": "hello", "path": link.facts["path"], "service": True}, b"")
+    last_beat = 0.0
 
     def drain() -> None:
         for message, payload in link.receive():
@@ -123,17 +141,29 @@ def serve(keys: Path) -> None:
                 supervisor.kill_everything()
             elif message["op"] not in ("welcome", "beat"):
                 supervisor.handle(message, payload)
+        while news and not _doubtful(*news[0]):
+            _, report, value = news.popleft()
+            link.send(report, value)
 
-    def beat() -> None:
-        if link.driver_is_gone():
+    def tick() -> None:
+        nonlocal last_beat
+        if ending:
+            link.send({"op": "leave"})
+            supervisor.kill_everything()
+        elif link.driver_is_gone():
             log.error("the driver is gone: ending")
             supervisor.kill_everything()
-        else:
+        elif time.monotonic() - last_beat > BEAT_S:
+            last_beat = time.monotonic()
             link.send({"op": "beat"})
 
     supervisor.selector.register(link.fd, selectors.EVENT_READ, drain)
     supervisor.after_round = drain
     drain()  # what came before anybody waited
-    supervisor.run(beat, BEAT_S)
-    link.socket.disable_monitor()
-    link.socket.close()
+    supervisor.run(tick, TICK_S)
+    link.close()
+
+
+def _doubtful(since: float, report: Mapping[str, Any], _value: bytes) -> bool:
+    """Whether an attempt may have ended because everything here is being ended, of which we shall hear any moment."""
+    return (report.get("outcome") or {}).get("reason") == "signal" and time.monotonic() - since < DOUBT_S

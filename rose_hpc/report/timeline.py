@@ -141,7 +141,8 @@ class _Reader:
     drivers: list[Driver] = field(default_factory=list)
     ranks: list[Bar] = field(default_factory=list)
     stages: list[Bar] = field(default_factory=list)
-    nodes: list[set[str]] = field(default_factory=list)  # named by the ranks of each driver
+    nodes: set[str] = field(default_factory=set)  # named by the ranks of this driver
+    ended: float = 0.0  # its last record so far
     cursor: float = 0.0
     idle: bool = True  # nothing done yet by this driver
     collecting: list[Bar] = field(default_factory=list)
@@ -152,8 +153,7 @@ class _Reader:
             case "job":
                 self.close()
                 self.drivers.append(Driver(record, word(record, "job"), time, time))
-                self.nodes.append(set())
-                self.cursor, self.idle = time, True
+                self.nodes, self.ended, self.cursor, self.idle = set(), time, time, True
             case "rank":
                 self.collecting.append(self._bar(record, "collect", time))
             case "attempt":
@@ -166,13 +166,22 @@ class _Reader:
                 end, reason = word(record, "state"), word(record, "reason")
                 self.drivers[-1] = replace(self.drivers[-1], end=end, reason=reason)
         if self.drivers and kind != "extend":  # which the next driver writes before its own
-            driver = self.drivers[-1]
-            self.nodes[-1].update([word(record, "node")] if record.get("node") else ())
-            nodes = max(1, len(self.nodes[-1]))
-            self.drivers[-1] = replace(driver, ended=max(driver.ended, time), nodes=nodes)
+            self.ended = max(self.ended, time)
+            if record.get("node"):
+                self.nodes.add(word(record, "node"))
 
     def close(self) -> None:
-        """The ranks of a collect that is over, or was not finished."""
+        """The end of a driver: what it collected to no end, and how long it lasted."""
+        if self.collecting:  # it was cut off, or is under way
+            iteration, end = self.collecting[-1].iteration, max(bar.end for bar in self.collecting)
+            self._begin_work(min(bar.start for bar in self.collecting), iteration)
+            self.stages.append(Bar(min(self.cursor, end), end, "collect", "collect", iteration))
+        self._collected()
+        if self.drivers:
+            self.drivers[-1] = replace(self.drivers[-1], ended=self.ended, nodes=max(1, len(self.nodes)))
+
+    def _collected(self) -> None:
+        """The ranks of a collect that is over."""
         typical = statistics.median(bar.seconds for bar in self.collecting) if self.collecting else 0.0
         for bar in self.collecting:
             slow = len(self.collecting) >= _LEAST_RANKS and bar.seconds > STRAGGLES * typical
@@ -195,7 +204,7 @@ class _Reader:
         if bar.kind == "collect":
             first = min((rank.start for rank in self.collecting), default=self.cursor)
             self._begin_work(first, bar.iteration)
-            self.close()
+            self._collected()
         self.stages.append(replace(bar, start=min(self.cursor, time)))  # its own seconds, and what it took to publish
         self.cursor, self.idle = max(self.cursor, time), False
 

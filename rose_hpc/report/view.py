@@ -42,9 +42,16 @@ def size_text(size: float) -> str:
 
 
 class Lines:
-    """What is worth a line: the start, whatever goes wrong, every iteration, the end."""
+    """What is worth a line: the start, whatever goes wrong, every iteration, the end.
 
-    def __init__(self) -> None:
+    Args:
+        where: the run directory, as people should read it where a driver begins.
+        failures: whether a failed end gets a line; not where an error says it anyway.
+    """
+
+    def __init__(self, where: str = "", *, failures: bool = True) -> None:
+        self._where = f" in {where}" if where else ""
+        self._failures = failures
         self._began: float | None = None  # by the records' own clock: what is read later took as long as it did
 
     def line(self, record: Mapping[str, Any], progress: Progress) -> str | None:
@@ -54,7 +61,7 @@ class Lines:
                 self._began = record.get("time")
                 run = progress.run
                 verb = f"goes on at iteration {progress.iteration}" if len(progress.jobs) > 1 else "begins"
-                return f"{run['name']} (seed {run['seed']}) {verb}, until {criterion_text(run)}"
+                return f"{run['name']} (seed {run['seed']}) {verb}{self._where}, until {criterion_text(run)}"
             case "attempt":
                 return (
                     f"iteration {record['iteration']}: {record['environment'] or record['stage']} {record['message']}"
@@ -63,7 +70,7 @@ class Lines:
                 now, began = record.get("time", 0.0), self._began
                 self._began = now
                 return self._iteration(record["iteration"], progress, now - (now if began is None else began))
-            case "end":
+            case "end" if self._failures or record["state"] != "failed":
                 return f"{record['state']}: {record['reason']}"
         return None
 
@@ -77,9 +84,9 @@ class Lines:
 class PlainView:
     """Lines on a stream."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, lines: Lines | None = None) -> None:
         self._stream = stream
-        self._lines = Lines()
+        self._lines = lines or Lines()
 
     def started(self, iteration: int, stage: str, environment: str) -> None:
         """Worth no line."""
@@ -105,13 +112,13 @@ class LiveView:
 
     _MOST_BARS = 16
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, lines: Lines | None = None) -> None:
         from rich.live import Live
 
         self._progress = Progress()
         self._begun: dict[str, float] = {}
         self._seconds: dict[str, float] = {}  # how long each environment took the last time
-        self._lines = Lines()
+        self._lines = lines or Lines()
         # last, because it asks for what to show at once
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=8, transient=True)
 
@@ -134,11 +141,15 @@ class LiveView:
         elif record["kind"] == "checkpoint":
             self._begun.clear()
         if (line := self._lines.line(record, progress)) is not None:
-            self._live.console.print(line, highlight=False, markup=False, emoji=False)
+            self._print(line)
 
     def warned(self, text: str) -> None:
         """Something people should know."""
-        self._live.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, emoji=False)
+        self._print(f"warning: {text}", style="yellow")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # as it is, and in one piece: a command that was cut in two by the terminal's width cannot be pasted
+        self._live.console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def render(self) -> RenderableType:
         """What the terminal shows now."""

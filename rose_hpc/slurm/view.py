@@ -161,7 +161,8 @@ def _driven_s(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             if job:
                 spent[job] = spent.get(job, 0.0) + max(0.0, last - began)
             job, began = str(record.get("job") or ""), record["time"]
-        last = record["time"]
+        if record["kind"] != "extend":  # written before the job record of the driver that it belongs to
+            last = record["time"]
     return spent
 
 

@@ -99,3 +99,14 @@ def test_the_configuration_page_is_up_to_date() -> None:
     script = ROOT / "docs/make_configuration.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == (ROOT / "docs/configuration.md").read_text()
+
+
+def test_the_programs_page_shows_a_program(tmp_path: Path) -> None:
+    """The program of docs/programs.md runs as it is: its states, and the configuration it sets, are what it prints."""
+    text = next(text for kind, text in blocks(ROOT / "docs/programs.md") if kind == "python")
+    (tmp_path / "program.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["0 5.0 5", "1 15.0 15", "2 20.0 20"]

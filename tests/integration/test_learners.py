@@ -117,7 +117,7 @@ def test_a_failing_function_is_named(statement: str, what: str, tmp_path: Path) 
     assert what in done.stderr
     run = programs.run_of(tmp_path)
     log = run / "logs" / "iter-0000-collect-a.log"
-    assert f"see {log}, mend it" in done.stderr
+    assert f"see {log}, then" in done.stderr
     assert "last words" in log.read_text()
     assert projects.records(run, "end")[0]["state"] == "failed"
     programs.write(tmp_path, body, "await pe.learn()")

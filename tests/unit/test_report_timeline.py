@@ -114,11 +114,12 @@ def test_failed_attempts_are_bars_of_their_own():
 
 
 def test_ranks_of_a_driver_that_was_killed_are_there():
-    """What a killed driver had recorded is drawn, and the next one's collect begins with its own ranks."""
+    """What a killed driver had collected is drawn, and the next one's collect begins with its own ranks."""
     records = [RUN, job(100.0), rank(110.0, "a", 4.0), job(200.0), rank(205.0, "b", 3.0), stage(205.0, "collect")]
     timeline = read_timeline(records)
     assert [bar.who for bar in timeline.ranks] == ["a", "b"]
     assert [(bar.kind, bar.start, bar.end) for bar in timeline.stages] == [
+        *(("starting", 100.0, 106.0), ("collect", 106.0, 110.0)),
         *(("starting", 200.0, 202.0), ("collect", 202.0, 205.0)),
     ]
     failures = read_history(records, timeline, {}).failures

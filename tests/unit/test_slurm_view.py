@@ -145,3 +145,16 @@ def test_a_job_in_one_line():
     waiting, running = job_facts([record("7")], queue(PENDING))[0], job_facts([record("7")], queue(RUNNING))[0]
     assert describe_job(waiting) == "7: PENDING (Resources), 2 nodes"
     assert describe_job(running) == "7: RUNNING, 2 nodes (n[1-2]), 0:30:00 left"
+
+
+def test_what_changed_between_two_jobs_costs_nothing() -> None:
+    """An ``extend`` record is written as the next driver begins: the day before it is nobody's time."""
+    hour, day = 3600.0, 86400.0
+    records = [
+        {"kind": "job", "job": "1", "time": 0.0},
+        {"kind": "end", "time": hour},
+        {"kind": "extend", "time": day},
+        {"kind": "job", "job": "2", "time": day},
+        {"kind": "end", "time": day + hour},
+    ]
+    assert view._driven_s(records) == {"1": hour, "2": hour}
