@@ -25,11 +25,11 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from rose_hpc.execution.client import Client
+from rose_hpc.execution.remote import BEAT_S
 
 log = logging.getLogger(__name__)
 
-#: a supervisor says that it lives this often, and is lost after so long a silence
-BEAT_S = 2.0
+#: a supervisor is lost after so long a silence
 SILENCE_S = 20.0
 #: a silent one that cannot be reached either has this long to connect again: its process, not its node, is gone
 UNREACHABLE_S = 6.0

@@ -10,7 +10,6 @@ import signal
 import socket
 import time
 import uuid
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from rose_hpc.execution.hub import BEAT_S
 from rose_hpc.execution.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
+#: a supervisor says that it lives this often
+BEAT_S = 2.0
 #: how long it may take to find out whether anybody listens at an address
 PROBE_S = 3.0
 #: how long the hub may take to answer at one address before the next is tried
@@ -31,7 +31,7 @@ WELCOME_S = 10.0
 RECONNECT_S = 10.0
 #: how often a supervisor looks what it has been told
 TICK_S = 0.5
-#: Slurm ends every process of a job at once: this long a rank that was killed may be the first sign of that
+#: Slurm ends every process of a job at once: this long a rank that failed may be the first sign of that
 DOUBT_S = 1.5
 
 News = tuple[float, Mapping[str, Any], bytes]
@@ -129,7 +129,7 @@ def serve(keys: Path) -> None:
     supervisor.adopt()
     link = Link(keys, supervisor.node)
     os.environ.update(link.facts["environment"])
-    news: deque[News] = deque()
+    news: list[News] = []
     ending: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ending.append(number))
     supervisor.handle({"op": "hello", "path": link.facts["path"], "service": True}, b"")
@@ -141,9 +141,10 @@ def serve(keys: Path) -> None:
                 supervisor.kill_everything()
             elif message["op"] not in ("welcome", "beat"):
                 supervisor.handle(message, payload)
-        while news and not _doubtful(*news[0]):
-            _, report, value = news.popleft()
-            link.send(report, value)
+        told = [entry for entry in news if not _doubtful(*entry)]
+        for entry in told:
+            news.remove(entry)
+            link.send(*entry[1:])
 
     def tick() -> None:
         nonlocal last_beat
@@ -166,4 +167,5 @@ def serve(keys: Path) -> None:
 
 def _doubtful(since: float, report: Mapping[str, Any], _value: bytes) -> bool:
     """Whether an attempt may have ended because everything here is being ended, of which we shall hear any moment."""
-    return (report.get("outcome") or {}).get("reason") == "signal" and time.monotonic() - since < DOUBT_S
+    reason = (report.get("outcome") or {}).get("reason")
+    return reason in ("signal", "exit", "error") and time.monotonic() - since < DOUBT_S

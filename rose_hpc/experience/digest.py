@@ -61,11 +61,6 @@ def column_digest(leaves: Iterable[bytes]) -> str:
     return xxhash.xxh3_128(b"".join(leaves)).hexdigest()
 
 
-def leaf(chunk: memoryview) -> bytes:
-    """The digest of one whole chunk (contiguous, format ``B``)."""
-    return xxhash.xxh3_128(chunk).digest()
-
-
 def content_digest(rows: int, columns: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
     """The digest of a file's content, from each column's ``(dtype, trailing shape, digest)``; 32 hex digits."""
     text = json.dumps([rows, sorted([name, *facts] for name, facts in columns.items())], separators=(",", ":"))

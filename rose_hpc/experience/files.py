@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from rose_hpc.errors import ExperienceError
 
 #: moved at once: small enough to stay in a core's cache between reading, digesting and writing
@@ -80,6 +82,11 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(fd)
 
 
+def new_buffer(size: int) -> memoryview:
+    """Room for so many bytes; not a ``bytearray``, which would be filled with zeros first."""
+    return np.empty(size, np.uint8).data
+
+
 def read_into(fd: int, view: memoryview, offset: int) -> None:
     """Fill ``view`` with the bytes at ``offset``.
 
@@ -141,7 +148,7 @@ def copy_range(source: int, source_offset: int, target: int, target_offset: int,
     except OSError as error:
         if error.errno not in _CANNOT_COPY:
             raise
-    buffer = memoryview(bytearray(min(BUFFER, size - done)))
+    buffer = new_buffer(min(BUFFER, size - done))
     while done < size:
         view = buffer[: size - done]
         read_into(source, view, source_offset + done)

@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import xxhash
+
 from rose_hpc.errors import DamagedError, FormatError, UsageError
-from rose_hpc.experience.digest import CHUNK, ChunkDigests, chunks_in, column_digest, leaf
+from rose_hpc.experience.digest import CHUNK, ChunkDigests, chunks_in, column_digest
 from rose_hpc.experience.episodes import MAX_KEPT, find_episodes
 from rose_hpc.experience.files import (
     BUFFER,
     UnreadableError,
     copy_range,
+    new_buffer,
     opened,
     publishing,
     read_into,
@@ -135,9 +138,13 @@ class _Copying:
 
     def chunk(self, name: str, key: int, size: int) -> bytes:
         """The leaf of a chunk of the bank's column, of ``size`` bytes in all."""
-        buffer = memoryview(bytearray(min(CHUNK, size - key * CHUNK)))
-        read_into(self.bank, buffer, self.columns[name].offset + key * CHUNK)
-        return leaf(buffer)
+        end = min(CHUNK, size - key * CHUNK)
+        digest, buffer = xxhash.xxh3_128(), new_buffer(min(BUFFER, end))
+        for done in range(0, end, len(buffer)):
+            view = buffer[: end - done]
+            read_into(self.bank, view, self.columns[name].offset + key * CHUNK + done)
+            digest.update(view)
+        return digest.digest()
 
     def _piece(self, source: int, piece: Piece) -> _Copied:
         base = self.shards[piece.shard].columns[piece.column].offset + piece.start
@@ -146,7 +153,7 @@ class _Copying:
         if not self.verify:
             copy_range(source, base, self.bank, target, piece.size)
             return _Copied(piece, {}, {})
-        buffer = memoryview(bytearray(min(BUFFER, piece.size)))
+        buffer = new_buffer(min(BUFFER, piece.size))
         for done in range(0, piece.size, len(buffer)):
             view = buffer[: piece.size - done]
             read_into(source, view, base + done)

@@ -7,7 +7,9 @@ walltime) does so while the others run.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from slurm_cluster import SlurmCluster
 pytestmark = [pytest.mark.cluster, pytest.mark.pilot, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
+PATIENT = "environments.timeout_s=600"
 #: an environment that is up, and waits for the gate to be removed
 GATED = """
     import os, pathlib, time
@@ -142,7 +145,7 @@ def short(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("short")
     config = projects.write_project(folder, environment=GATED)
     (folder / "gate").touch()
-    return site.submit(config, "--set", "slurm.nodes=1", "--set", "slurm.walltime_min=1")
+    return site.submit(config, "--set", "slurm.nodes=1", "--set", "slurm.walltime_min=1", "--set", PATIENT)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +226,18 @@ class TestOnePilot:
         assert seconds < 30
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def command_line(pid: int) -> str:
+    """Empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def test_a_lost_node_costs_only_what_ran_on_it(site, short, facts, tmp_path):
     """A node dies under a run: its ranks begin anew on the others, and the banks are those of an undisturbed run."""
     config = projects.write_project(tmp_path, environment=GATED)
@@ -243,7 +258,13 @@ def test_a_lost_node_costs_only_what_ran_on_it(site, short, facts, tmp_path):
     driver = json.loads((run / "owner.json").read_text())["pid"]
     batch = Path(f"/proc/{driver}/environ").read_bytes().split(b"SLURMD_NODENAME=")[1].split(b"\0")[0].decode()
     (victim,) = set(nodes.values()) - {batch}
+    daemon = site.cluster.daemons[victim]
+    stepds = [parent(pid) for pid in site.cluster.processes(f"SLURMD_NODENAME={victim}")]
     site.cluster.kill_node(victim)
+    daemon.wait()
+    for pid in stepds:
+        if command_line(pid).startswith("slurmstepd"):
+            os.kill(pid, signal.SIGKILL)
     lost = projects.wait_for(lambda: projects.records(run, "attempt"), 30)
     (tmp_path / "gate").unlink()
     projects.wait_for(lambda: projects.records(run, "end"), 60)
@@ -260,7 +281,9 @@ def test_a_lost_node_costs_only_what_ran_on_it(site, short, facts, tmp_path):
 
 def seed_program(folder: Path, nodes: int) -> str:
     """The seed's program, its resource naming the cluster."""
-    shutil.copytree(ROOT / "examples" / "seed", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs"))
+    for name in ("cartpole", "seed"):
+        source = ROOT / "examples" / name
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs", "__pycache__"))
     program = folder / "run_me.py"
     was = '{"runtime": 30, "resource": "local.localhost"}'
     text = program.read_text()
@@ -306,6 +329,7 @@ def test_attached_drivers_and_their_jobs_end_together(site, tmp_path):
         site.cluster.call("scancel", *[f"--name={name}" for name in pilots(site)])
         _, errors = cancelled.communicate(timeout=60)
     assert cancelled.returncode == 1
+    assert "no supervisor of the pilot is left" in errors
     assert f"see {folders[1]}/.rose-hpc-pilot" in errors
     assert projects.records(run, "end")[0]["state"] == "failed"
     for folder in folders:

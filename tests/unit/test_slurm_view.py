@@ -10,7 +10,7 @@ from rose_hpc.progress import Progress
 from rose_hpc.slurm.commands import Answer
 from rose_hpc.slurm.queue import Queue, read_queue, seconds
 from rose_hpc.slurm.records import JobRecord
-from rose_hpc.slurm.view import decide, describe_job, is_open, job_facts, node_hours
+from rose_hpc.slurm.view import _driven_s, decide, describe_job, is_open, job_facts, node_hours
 
 RUN = {"kind": "run", "name": "toy", "environments": ["a"], "time": 90.0}
 
@@ -157,4 +157,4 @@ def test_what_changed_between_two_jobs_costs_nothing() -> None:
         {"kind": "job", "job": "2", "time": day},
         {"kind": "end", "time": day + hour},
     ]
-    assert view._driven_s(records) == {"1": hour, "2": hour}
+    assert _driven_s(records) == {"1": hour, "2": hour}
