@@ -115,7 +115,7 @@ def processes_of(path: Path) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             text = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-            text += os.readlink(entry / "cwd").encode() + b"/"
+            text += str((entry / "cwd").readlink()).encode() + b"/"
             state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             continue

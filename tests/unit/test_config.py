@@ -347,7 +347,8 @@ def test_missing_program_is_named(load, tmp_path):
         (tmp_path / name).touch(mode=0o755)
     check_scripts(config)
     (tmp_path / "faster").chmod(0o644)
-    with pytest.raises(ConfigError, match=r"environments.list\[1\].command: program './faster' is not executable; chmod \+x .*/faster"):
+    refused = r"environments.list\[1\].command: program './faster' is not executable; chmod \+x .*/faster"
+    with pytest.raises(ConfigError, match=refused):
         check_scripts(config)
     with pytest.raises(ConfigError, match=r"update\.command: program 'no-such-program' not found"):
         check_scripts(load(LISTED.replace('"true"', '"no-such-program"').replace("./faster", "true")))
