@@ -78,8 +78,7 @@ class Loop:
                 )
         limit = self.workflow.max_iterations
         if limit and progress.iteration >= limit:
-            more = f", and max_iterations is {limit}" if progress.iteration > limit else ""
-            return Verdict("max_iterations", f"{progress.iteration} iterations are done{more}")
+            return Verdict("max_iterations", f"{progress.iteration} of {limit} iterations are done")
         return None
 
     def interrupt(self, why: str) -> None:

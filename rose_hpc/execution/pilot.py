@@ -28,6 +28,7 @@ from rose_hpc.execution.hub import Hub, RemoteClient
 from rose_hpc.execution.local import search_path
 from rose_hpc.execution.pilot_slurm import LABEL, slurm_resources
 from rose_hpc.execution.pilot_tasks import PilotTasks
+from rose_hpc.execution.remote import DOUBT_S
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class RadicalExecutionBackend(AttemptBackend):
         self._pilot = PilotTasks(resources)
         self._pilot.register_callback(self._pilot_task_changed)
         self._hub: Hub | None = None
+        self._failing = False
+        self._failed = asyncio.Event()
         self._everyone = asyncio.Event()
         self._ended = False
 
@@ -77,7 +80,7 @@ class RadicalExecutionBackend(AttemptBackend):
     @property
     def has_nodes(self) -> bool:
         """Whether what was lost with a node can begin anew on another."""
-        return self.pool.failure is None and self.pool.width > 0
+        return not self._failing and self.pool.width > 0
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -140,8 +143,19 @@ class RadicalExecutionBackend(AttemptBackend):
         self._fail(EngineError(error.message, hint=f"see {self.sandbox}"))
 
     def _fail(self, error: EngineError) -> None:
-        """Everything fails at once, and later attempts too."""
+        """Everything fails, and later attempts too.
+
+        Not this very moment: when Slurm ends a job it ends the driver as well, but not always first, and a run that is
+        interrupted has not failed.
+        """
+        self._failing = True
+        asyncio.get_running_loop().call_later(DOUBT_S, self._fail_now, error)
+
+    def _fail_now(self, error: EngineError) -> None:
+        if self._ended:
+            return
         self.pool.fail(error)
+        self._failed.set()
         self._everyone.set()
         if self._hub is not None:
             for client in list(self._hub.clients.values()):
@@ -150,12 +164,15 @@ class RadicalExecutionBackend(AttemptBackend):
     async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> Answer:
         """As :meth:`AttemptBackend.run`; an attempt whose pilot has failed raises EngineError."""
         answer = await super().run(attempt, payload, on_start)
-        if answer[0].reason == "lost" and self.pool.failure is not None:
-            raise self.pool.failure
+        if answer[0].reason == "lost" and self._failing and not self._ended:
+            await self._failed.wait()
+            raise self.pool.failure or EngineError("the pilot failed", hint=f"see {self.sandbox}")
         return answer
 
     async def _close(self) -> None:
         self._ended = True
+        self._failed.set()
+        self.pool.fail(EngineError("the engine was shut down", hint="start another one"))
         if self._hub is not None:
             await self._hub.close()
         await self._pilot.shutdown()

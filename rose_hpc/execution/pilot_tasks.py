@@ -285,7 +285,8 @@ def _last_words(sandbox: Path | None) -> str:
         lines = (sandbox or Path()).joinpath("host.log").read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    return f": {lines[-1]}" if lines else ""
+    said = [line for line in lines if "rose_hpc.pilot_host pilot " not in line]  # not the states that it went through
+    return f": {said[-1]}" if said else ""
 
 
 def _task_error(task: Mapping[str, Any], message: Mapping[str, Any]) -> TaskError:

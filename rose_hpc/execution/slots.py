@@ -86,7 +86,7 @@ class Slots:
         for known in (self.free, self.total, self._gpus):
             known.pop(node, None)
         for request, turn in list(self._waiting):
-            if not self._possible(request) and not turn.done():
+            if self.total and not self._possible(request) and not turn.done():  # without any, whoever lost them tells
                 turn.set_exception(self._never(request))
         self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
         self._next()  # who stood behind those may fit

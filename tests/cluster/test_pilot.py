@@ -339,7 +339,8 @@ def test_attached_drivers_and_their_jobs_end_together(site, tmp_path):
 def test_the_walltime_stops_a_run_that_can_go_on(site, short, facts):
     """The job ends at its walltime, which the ranks were told; nothing is left; resumed by hand, the run converges."""
     folder = short.parent
-    projects.wait_for(lambda: site.status(short)["state"] == "stopped", 120)
+    projects.wait_for(lambda: projects.records(short, "end"), 120)
+    assert site.status(short)["state"] == "stopped"
     projects.wait_for(lambda: not projects.processes_of(folder), 30)
     told = float((short / "logs" / "iter-0000-collect-env_1.log").read_text().split()[1])
     begun = projects.records(short, "job")[0]["time"]

@@ -425,5 +425,5 @@ def test_a_run_of_another_program_is_refused(tmp_path: Path) -> None:
         programs.write(tmp_path, functions(0.5), "await pe.learn()"), ROSE_HPC_RUN=os.fspath(tmp_path / "r")
     )
     assert done.returncode == 1
-    assert "is a run of light, not of program" in done.stderr
+    assert "is a run with name light, not program" in done.stderr
     assert (tmp_path / "r" / "journal.jsonl").read_bytes() == before

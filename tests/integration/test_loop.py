@@ -295,7 +295,7 @@ def test_max_iterations_stops_and_says_so(tmp_path: Path) -> None:
     code, run = light(tmp_path, "--max-iterations", 1)
     (end,) = projects.records(run, "end")
     assert (code, end["state"]) == (3, "max_iterations")
-    assert "max_iterations = 1" in end["reason"]
+    assert end["reason"] == "1 of 1 iterations are done"
 
 
 def test_the_criterion_outranks_the_limit(tmp_path: Path) -> None:
