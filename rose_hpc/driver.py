@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rose_hpc import rundir
 from rose_hpc.errors import EngineError, Interrupted, RunError, UsageError
+from rose_hpc.journal import read_journal
+from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 
@@ -69,6 +71,14 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
             raise UsageError(
                 f"a run keeps its environments, and {which} would be another", hint="start a new run with others"
             )
+    progress = Progress.of(read_journal(run.journal))
+    needed = range(max(0, progress.iteration - config.merge.window + 1), progress.iteration)
+    if missing := [k for k in needed if progress.has_bank(k) and not run.bank(k).exists()]:
+        raise UsageError(
+            f"merge.window = {config.merge.window} needs the banks of iterations {', '.join(map(str, missing))}, "
+            "which retention has dropped",
+            hint="start a new run with it",
+        )
     first = run.config.read_text().partition("\n")[0]
     origin = f"{first}\n" if first.startswith(_ORIGIN) else ""
     rundir.write_file(run.config, (origin + dump_config(config)).encode())

@@ -93,7 +93,9 @@ class Loop:
         stages.recall(iteration)
         damages = 0
         while "merge" not in progress.stages:
-            if "collect" not in progress.stages:
+            if "collect" not in progress.stages or any(
+                e.name not in progress.ranks for e in self.workflow.environments
+            ):
                 await stages.collect(iteration)
             if not await stages.merge(iteration):
                 damages += 1

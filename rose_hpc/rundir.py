@@ -138,11 +138,11 @@ def create(name: str, run_dir: Path | None = None, config: bytes | None = None) 
                 continue
             path.mkdir(parents=True, exist_ok=True)
             run = RunDir(path)
-            if any(path.iterdir()):
+            if not _begun_by_us(run):
                 hint = run.command("resume") if run.journal.exists() else "choose another --run-dir"
                 raise UsageError(f"{path} is not empty", hint=hint)
             for folder in (run.logs, run.slurm, run.scratch):
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)
             if config is not None:
                 write_file(run.config, config)
             run.journal.touch()
@@ -150,6 +150,13 @@ def create(name: str, run_dir: Path | None = None, config: bytes | None = None) 
     except OSError as error:
         raise RunError(f"cannot make the run directory {error.filename}: {error.strerror}") from error
     raise RunError(f"{runs_folder()} is full of runs of this name", hint="give --run-dir")
+
+
+def _begun_by_us(run: RunDir) -> bool:
+    """Whether a folder is empty, or what :func:`create` leaves when it is killed before there is a journal."""
+    folders = (run.logs, run.slurm, run.scratch)
+    left = [p for p in run.path.iterdir() if p not in (*folders, run.config) and not p.name.startswith(".config.toml.")]
+    return not left and not any(any(folder.iterdir()) for folder in folders if folder.is_dir())
 
 
 def find(path: Path) -> RunDir:
@@ -345,10 +352,12 @@ class Ownership:
         """Let go of the run; idempotent."""
         if self._file >= 0:
             self._facts["pid"] = None
-            with suppress(OwnedError):  # then it is another's to let go of
-                self.beat()
-            os.close(self._file)
-            self._file = -1
+            try:
+                with suppress(OwnedError, OSError):  # taken over, or not writable: the lock is let go of all the same
+                    self.beat()
+            finally:
+                os.close(self._file)
+                self._file = -1
 
 
 def read_owner(run: RunDir) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,8 +149,9 @@ class Session:
             if path is None or str(path) in self._checked or path == Path(sys.executable) or "\0" in word:
                 continue
             self._checked.add(str(path))
-            if path.suffix and path.is_file() and path.stat().st_size <= _SCRIPT_BYTES:
-                digests[str(path)] = _digest(path)
+            with suppress(OSError):  # too long for a file's name, or not ours to read: no script of this run
+                if path.suffix and path.is_file() and path.stat().st_size <= _SCRIPT_BYTES:
+                    digests[str(path)] = _digest(path)
         known = self.progress.scripts
         if changed := [path for path, digest in digests.items() if known.get(path, digest) != digest]:
             since = (
@@ -166,8 +168,10 @@ class Session:
         if not self._closing.is_set():
             self._closing.set()
             self._beating.join()
-            self.journal.close()
-            self.ownership.release()
+            try:
+                self.journal.close()
+            finally:
+                self.ownership.release()
 
 
 def _digest(path: Path) -> str:
@@ -180,4 +184,5 @@ def clear_scratch(run: RunDir) -> None:
     """Remove what earlier drivers left unpublished. Only the owner may."""
     run.scratch.mkdir(exist_ok=True)
     for path in run.scratch.iterdir():
-        rundir.remove(path)
+        with suppress(OSError):  # a rank that outlived its driver may still write there; no name of ours is the same
+            rundir.remove(path)

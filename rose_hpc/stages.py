@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from rose_hpc import attempts, rundir
 from rose_hpc.attempts import Place
-from rose_hpc.errors import RunError, TaskError, TaskTimeoutError
+from rose_hpc.errors import EngineError, RunError, TaskError, TaskTimeoutError
 from rose_hpc.execution.attempt import VALUE_BYTES, Attempt, Outcome
 from rose_hpc.execution.engine import Call, Engine
 from rose_hpc.session import Session
@@ -96,6 +96,10 @@ class Stages:
         failures = [error for task in tasks.values() if not task.cancelled() and (error := task.exception())]
         if failures:
             raise failures[0]
+        if any(task.cancelled() for task in tasks.values()):  # not by us, for nothing has failed
+            raise EngineError(
+                "the engine was shut down while environments ran", hint=self.session.run.command("resume")
+            )
         ranks = self.session.progress.ranks.values()
         rows, size = sum(record["rows"] for record in ranks), sum(record["bytes"] for record in ranks)
         self.session.record("stage", iteration=iteration, stage="collect", rows=rows, bytes=size)

@@ -13,13 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 #: a skip whose reason starts with one of these is an optional extra's, and allowed in CI too
 OPTIONAL = ("optional extra:",)
+NO_SKIP = os.environ.pop("ROSE_HPC_NO_SKIP", "") == "1"  # taken out, so that no run under test inherits it
 
 
 @pytest.fixture(autouse=True)
 def _outside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test inherits a run, a task or an allocation from whoever started it."""
     for name in list(os.environ):
-        if name.startswith(("ROSE_HPC_", "SLURM_", "SBATCH_", "SQUEUE_")) and name != "ROSE_HPC_NO_SKIP":
+        if name.startswith(("ROSE_HPC_", "SLURM_", "SBATCH_", "SQUEUE_")):
             monkeypatch.delenv(name)
 
 
@@ -37,7 +38,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """With ROSE_HPC_NO_SKIP=1 a skipped test is a failed one, but for optional extras."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]  # pluggy's Result
-    if report.skipped and os.environ.get("ROSE_HPC_NO_SKIP") == "1" and not hasattr(report, "wasxfail"):
+    if report.skipped and NO_SKIP and not hasattr(report, "wasxfail"):
         reason = str(report.longrepr[2]).removeprefix("Skipped: ")
         if not reason.startswith(OPTIONAL):
             report.outcome = "failed"

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 VALUE_BYTES = 64 * 1024
 
 #: what numerical libraries ask for their number of threads
-_THREADS = (
+THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -27,7 +27,7 @@ _THREADS = (
 
 def thread_limits(cores: int) -> dict[str, str]:
     """The variables that hold a rank's libraries to its cores, for speed and for determinism."""
-    return dict.fromkeys(_THREADS, str(cores))
+    return dict.fromkeys(THREAD_VARIABLES, str(cores))
 
 
 class _Plain:

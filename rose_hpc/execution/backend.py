@@ -200,7 +200,8 @@ def _whole(options: Mapping[str, Any], key: str, name: str) -> int:
 def _report(task: dict[str, Any], outcome: Outcome, value: bytes, plain: Attempt | None) -> str:
     """Put an outcome where asyncflow looks for it; the state it means."""
     if plain is None:
-        task.update(stdout=(outcome, value), exit_code=0)
+        task["task_backend_specific_kwargs"]["answers"].append((outcome, value))
+        task.update(stdout="", exit_code=0)
         return _States.DONE
     task.update(stdout=outcome.stdout, stderr="" if outcome.ok else outcome.tail, exit_code=outcome.exit_code)
     if outcome.ok and value:

@@ -41,14 +41,20 @@ class Client:
         """Carry out an attempt; cancelling this ends the attempt first (TERM, and KILL 3 s later)."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[attempt.id] = (answer, on_start)
-        await self._send({"op": "run", "attempt": attempt.to_json()}, payload)
         try:
+            await self._send({"op": "run", "attempt": attempt.to_json()}, payload)
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
             await self._send({"op": "cancel", "id": attempt.id})
             with suppress(asyncio.CancelledError, TimeoutError, EngineError):
                 await asyncio.wait_for(asyncio.shield(answer), GRACE_S + 1)
             raise
+
+    def lose_one(self, identifier: str, why: str) -> None:
+        """An attempt that did not reach its supervisor: tell who waits."""
+        entry = self._pending.pop(identifier, None)
+        if entry is not None and not entry[0].done():
+            entry[0].set_result((Outcome(identifier, ok=False, reason="lost", message=f"was lost: {why}"), b""))
 
     def handle(self, message: Mapping[str, Any], payload: bytes) -> None:
         """One message of the supervisor."""

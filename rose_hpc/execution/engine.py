@@ -105,14 +105,16 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whatever the pickling of a user's values raises
             message = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
             return _failed(attempt, message, error), None
-        options = {"attempt": attempt, "payload": payload, "on_start": on_start}
+        answers: list[tuple[Outcome, bytes]] = []  # not the task's own result, which asyncflow keeps for ever
+        options = {"attempt": attempt, "payload": payload, "on_start": on_start, "answers": answers}
         task.__name__ = attempt.id
         try:
-            outcome, value = await self._await(self.asyncflow.executable_task(task)(task_description=options))
+            await self._await(self.asyncflow.executable_task(task)(task_description=options))
         except EngineError as error:
             if isinstance(error.__cause__, RoseHpcError):
                 raise error.__cause__ from None  # our own backends say it in our own words
             raise
+        outcome, value = answers.pop()
         return outcome, cloudpickle.loads(value) if value else None
 
     async def _once(self, attempt: Attempt) -> tuple[Outcome, Any]:
@@ -136,6 +138,9 @@ class Engine:
         except (OSError, ValueError):
             message = f"was lost: its supervisor left no report{': ' + failure if failure else ''}"
             return Outcome(attempt.id, ok=False, reason="lost", message=message), None
+        finally:
+            spec.unlink(missing_ok=True)
+            done.unlink(missing_ok=True)
 
     async def _function(self, attempt: Attempt, call: Call) -> tuple[Outcome, Any]:
         began = time.monotonic()

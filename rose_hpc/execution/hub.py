@@ -54,7 +54,9 @@ class RemoteClient(Client):
         self.silent_s = self.unreachable_s = 0.0
 
     async def _send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
-        await self._hub.send(self.identity, message, payload)
+        known = self.identity in self._hub.clients
+        if not (known and await self._hub.send(self.identity, message, payload)) and message["op"] == "run":
+            self.lose_one(message["attempt"]["id"], "its node could not be reached")
 
 
 class Hub:
@@ -90,6 +92,7 @@ class Hub:
         router.curve_server = True
         router.curve_secretkey, router.curve_publickey = server_secret, server_public
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # who comes back is heard, though its old connection seems to stand
         router.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
         port = router.bind_to_random_port("tcp://*")

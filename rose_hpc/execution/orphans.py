@@ -70,6 +70,8 @@ def _children() -> list[int]:
 
 def _belongs(pid: int, attempt: str) -> bool:
     try:
-        return f"{ATTEMPT_VARIABLE}={attempt}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
-        return True  # a zombie has no environment: reap it
+        return True
+    # a zombie has none, and some kernels say so by giving nothing: reap it
+    return not environment or f"{ATTEMPT_VARIABLE}={attempt}".encode() in environment.split(b"\0")

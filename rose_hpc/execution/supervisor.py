@@ -14,11 +14,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.attempt import THREAD_VARIABLES, Attempt, Outcome
 from rose_hpc.execution.child import Child, Log, python_argv
 from rose_hpc.execution.frames import pack, receive
 from rose_hpc.execution.mpi import launch
@@ -59,11 +60,16 @@ class Host:
         fd = theirs.fileno()
         env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
         argv = python_argv("rose_hpc.execution.host", str(fd), *(["--service"] if service else []))
-        self.child = Child(argv, cwd=None, env=env, pass_fds=[fd])
-        theirs.close()
+        try:
+            with theirs:
+                self.child = Child(argv, cwd=None, env=env, pass_fds=[fd])
+        except OSError:
+            ours.close()
+            raise
         self.socket = ours
         self.job: Job | None = None
         self.operation = ""
+        self.key: tuple[str, ...] = ()
 
     def ask(
         self, job: Job, operation: str, message: Mapping[str, Any], payload: bytes, timeout_s: float | None
@@ -71,7 +77,8 @@ class Host:
         """Give it one thing to do; its output goes to the job's log."""
         self.job, self.operation, self.child.log, job.child = job, operation, job.log, self.child
         self.child.end_at = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-        self.socket.sendall(pack({"op": operation, **message}, payload))
+        with suppress(ConnectionError):  # it is dead: its pidfd tells, and what it should have done ends with it
+            self.socket.sendall(pack({"op": operation, **message}, payload))
 
     def release(self) -> None:
         """Back to rest."""
@@ -131,14 +138,26 @@ class Supervisor:
         if attempt.kind == "command":
             self._start_command(job)
         elif attempt.kind == "function":
-            host = next((host for host in self.hosts if host.job is None), None) or self._new_host()
-            if host not in self.hosts:
-                self.hosts.append(host)
+            try:
+                host = self._function_host(attempt)
+            except OSError as error:
+                self._finish(job, "spawn", f"no process to call it in could be started: {error}")
+                return
             message = {"env": _with_deadline(attempt), "cwd": attempt.cwd, "path": self.path}
             host.ask(job, "function", message, payload, attempt.timeout_s)
             self.report({"op": "started", "id": attempt.id, "pid": host.child.pid}, b"")
         else:
             self._serve(job)
+
+    def _function_host(self, attempt: Attempt) -> Host:
+        """A resting host that began with this attempt's threads and GPUs: libraries read those variables once."""
+        key = tuple(attempt.env.get(name, "") for name in (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES"))
+        host = next((host for host in self.hosts if host.job is None and host.key == key), None)
+        if host is None:
+            host = self._new_host()
+            host.key = key
+            self.hosts.append(host)
+        return host
 
     def _start_command(self, job: Job) -> None:
         attempt = job.attempt
@@ -217,8 +236,12 @@ class Supervisor:
     def _next_service(self) -> None:
         if not self.waiting or (self.service is not None and self.service.job is not None):
             return
-        self.service = self.service or self._new_host(service=True)
         job = self.waiting.popleft()
+        try:
+            self.service = self.service or self._new_host(service=True)
+        except OSError as error:
+            self._finish(job, "spawn", f"no process to merge in could be started: {error}")
+            return
         if job.attempt.kind == "merge":
             timeout_s = job.attempt.timeout_s or SERVICE_TIMEOUT_S
             self.service.ask(job, "merge", dict(job.attempt.merge or {}), b"", timeout_s)
@@ -235,7 +258,10 @@ class Supervisor:
         return host
 
     def _host_answered(self, host: Host) -> None:
-        frame = receive(host.socket)  # an answer is sent at once, so reading it whole does not wait
+        try:
+            frame = receive(host.socket)  # an answer is sent at once, so reading it whole does not wait
+        except ConnectionError:
+            frame = None  # it died before it had read its request
         job = host.job
         if frame is None or job is None:
             self.selector.unregister(host.socket)  # its end; the pidfd tells the rest

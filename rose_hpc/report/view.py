@@ -103,7 +103,7 @@ class PlainView:
     def _say(self, text: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
-        with suppress(BrokenPipeError, ValueError):  # whoever read it is gone; the run goes on
+        with suppress(OSError, ValueError):  # whoever read it is gone, or its disk is full; the run goes on
             print(text, file=self._stream, flush=True)
 
 

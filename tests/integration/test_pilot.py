@@ -138,11 +138,12 @@ def pilot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """The seed's pilot, started once."""
     places = [Path.home(), Path.cwd()]
     before = [{path.name for path in place.iterdir()} for place in places]
+    others = set(descendants(os.getpid()))  # other tests' clusters
     shared = Shared(tmp_path_factory.mktemp("work"))
     yield shared
     shared.close()
     shutil.rmtree(shared.backend.sandbox or "", ignore_errors=True)  # kept when the last test has ended the pilot badly
-    assert descendants(os.getpid()) == [], "the shut down pilot left processes behind"
+    assert set(descendants(os.getpid())) <= others, "the shut down pilot left processes behind"
     written = {
         name
         for place, old in zip(places, before, strict=True)
@@ -254,9 +255,10 @@ class TestPilot:
         assert agents
         for pid in agents:
             os.kill(pid, signal.SIGKILL)
-        with pytest.raises(EngineError, match=f"ended as FAILED.*see {pilot.backend.sandbox}"):
+        gone = "(ended as FAILED|no supervisor of the pilot is left)"  # whichever is heard of first
+        with pytest.raises(EngineError, match=f"{gone}.*see {pilot.backend.sandbox}"):
             running.result(60)
-        with pytest.raises(EngineError, match="ended as FAILED"):
+        with pytest.raises(EngineError, match=gone):
             pilot.wait(pilot.task("true"))
 
 

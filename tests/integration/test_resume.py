@@ -235,3 +235,51 @@ def test_a_damaged_journal_is_said_so(tmp_path: Path) -> None:
         assert "line " in done.stderr
         assert "is damaged" in done.stderr
     assert (run / "journal.jsonl").read_bytes() == data
+
+
+def test_a_refused_change_is_not_written(folder: Path) -> None:
+    """What would make another run of it is refused before anything is written: the run goes on as it was."""
+    config = projects.write_project(folder, **projects.LIGHT)
+    assert projects.rose_hpc("run", config, "--run-dir", "r", "--max-iterations", 1).returncode in (0, 3)
+    before = (folder / "r/config.toml").read_bytes()
+    for change, words in {
+        "seed=99": "a run keeps its seed",
+        "name=other": "a run keeps its name",
+        "environments.grid.x=[7,8]": "a run keeps its environments",
+        "merge.window=0": "merge.window",
+    }.items():
+        done = projects.rose_hpc("resume", "r", "--set", change)
+        assert done.returncode == 2, change
+        assert words in done.stderr
+        assert (folder / "r/config.toml").read_bytes() == before
+    assert projects.rose_hpc("resume", "r", "--max-iterations", 2).returncode in (0, 3)
+
+
+def test_banks_that_were_dropped_cannot_be_asked_for_again(folder: Path) -> None:
+    """A wider window than retention has kept banks for is refused, naming them."""
+    config = projects.write_project(folder)
+    assert projects.rose_hpc("run", config, "--run-dir", "r").returncode == 0
+    done = projects.rose_hpc("resume", "r", "--set", "merge.window=3", "--max-iterations", 9)
+    assert done.returncode == 2
+    assert "needs the banks of iterations 1, which retention has dropped" in done.stderr
+
+
+def test_a_policy_that_somebody_changed_is_found(folder: Path) -> None:
+    """An update does not go on from a policy that is not the one its predecessor committed."""
+    config = projects.write_project(folder)
+    assert projects.rose_hpc("run", config, "--run-dir", "r").returncode == 0
+    weights = folder / "r/iter-0002/policy/weights.npz"
+    weights.chmod(0o644)
+    weights.write_bytes(b"other")
+    done = projects.rose_hpc("resume", "r", "--set", "check.threshold=35")
+    assert done.returncode == 1
+    assert "iter-0002/policy is not what the update of iteration 2 left" in done.stderr.replace("'", "")
+
+
+def test_a_changed_configuration_file_is_pointed_out(folder: Path) -> None:
+    """A run reads its own copy; who edits the file it was made from is told so."""
+    config = projects.write_project(folder, **projects.LIGHT)
+    projects.rose_hpc("run", config, "--run-dir", "r", "--max-iterations", 1)
+    config.write_text(config.read_text() + "\n# edited\n")
+    done = projects.rose_hpc("resume", "r", "--max-iterations", 2)
+    assert "has changed, and this run keeps its own copy" in done.stdout
