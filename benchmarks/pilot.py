@@ -89,7 +89,8 @@ ROSE = """
             task = {"func": maker(line), "args": (), "kwargs": {}, "decor_kwargs": {}}
             learner.environment_functions[f"env_{number}"] = task
         learner.update_task(maker(commands[-2]))
-        learner.as_stop_criterion(metric_name="MODEL_REWARD", threshold=1e9)(maker(commands[-1]))
+        stop = learner.as_stop_criterion(metric_name="MODEL_REWARD", threshold=1e9, operator=">")
+        stop(maker(commands[-1]))
         last = time.perf_counter()
         async for state in learner.start(max_iter=iterations):
             now = time.perf_counter()
@@ -97,8 +98,13 @@ ROSE = """
             last = now
         await flow.shutdown()
 
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    finally:
+        os._exit(0)  # its other processes may let it hang here for ever
 """
+#: a rival that says nothing for so long hangs
+PATIENCE_S = 180
 
 
 def script(text: str, folder: Path, *arguments: str, python: str = sys.executable, **env: str) -> list[float]:
@@ -108,12 +114,17 @@ def script(text: str, folder: Path, *arguments: str, python: str = sys.executabl
     # radical.pilot finds its parts by PATH, and writes where it stands
     path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
     variables = {"PATH": path, "VIRTUAL_ENV": str(Path(python).parents[1]), "RADICAL_BASE": str(folder), **env}
-    done = subprocess.run(
-        [python, str(program), *arguments], cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True
-    )
-    told = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("SECONDS")]
+    argv, said = [python, str(program), *arguments], folder / "said"
+    with said.open("w") as output:
+        done = subprocess.Popen(argv, cwd=folder, env={**os.environ, **variables}, stdout=output, stderr=output)
+        try:
+            done.wait(PATIENCE_S)
+        finally:
+            done.kill()
+            done.wait()
+    told = [float(line.split()[1]) for line in said.read_text().splitlines() if line.startswith("SECONDS")]
     if not told:
-        raise SystemExit(done.stderr[-2000:])
+        raise SystemExit(said.read_text()[-2000:])
     return told
 
 
@@ -223,7 +234,7 @@ def wide(nodes: int = 32, ranks: int = 256) -> None:
 
     each = ranks // nodes
     python = os.path.realpath(sys.executable)  # no shim: it would be started 256 times
-    with tempfile.TemporaryDirectory() as name, slurm_cluster.running(nodes=nodes, cpus=each, memory=500) as cluster:
+    with tempfile.TemporaryDirectory() as name, slurm_cluster.running(nodes=nodes, cpus=each, memory=4000) as cluster:
         folder = Path(name)
         (folder / "wide.py").write_text(textwrap.dedent(WIDE))
         site = str(Path(next(p for p in sys.path if p.endswith("site-packages"))))
@@ -240,7 +251,8 @@ def wide(nodes: int = 32, ranks: int = 256) -> None:
         options = [f"--chdir={folder}", f"--nodes={nodes}", f"--ntasks-per-node={each}", "--time=20", "--wait"]
         done = cluster.call("sbatch", *options, "--output=job.out", str(folder / "job.sh"), timeout=1200)
         if done.returncode:
-            raise SystemExit((folder / "job.out").read_text()[-3000:] + done.stderr)
+            out = folder / "job.out"
+            raise SystemExit(done.stderr + (out.read_text()[-3000:] if out.exists() else ""))
         answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
         bare = min(map(float, (folder / "srun.txt").read_text().split()))
         print(f"{ranks} ranks that import h5py over {nodes} nodes ({answer['nodes']} used, all ok: {answer['ok']})")

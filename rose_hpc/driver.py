@@ -164,6 +164,9 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
         except EngineError as error:
             session.record("end", state="failed", reason=str(error), iteration=session.progress.iteration)
             raise
+        except BaseException:  # told to end while the engine started
+            session.record("end", state="stopped", reason="interrupted", iteration=session.progress.iteration)
+            raise
         asyncflow = await _workflow_engine(backend, run)
         carrier = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
         loop = Loop(Stages(session, workflow, carrier))

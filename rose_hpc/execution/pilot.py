@@ -154,7 +154,7 @@ class RadicalExecutionBackend(AttemptBackend):
     def _fail_now(self, error: EngineError) -> None:
         if self._ended:
             return
-        self.pool.fail(error)
+        self.pool.fail(self._pilot.failure or error)  # radical.pilot knows more, where it is the pilot that failed
         self._failed.set()
         self._everyone.set()
         if self._hub is not None:

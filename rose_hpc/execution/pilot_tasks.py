@@ -231,6 +231,11 @@ class PilotTasks:
             return 1, plan.cores
         return (plan.nodes, int(cores)) if plan.nodes and cores else None
 
+    @property
+    def failure(self) -> EngineError | None:
+        """Why the pilot runs nothing any more; None while it does."""
+        return self._error
+
     def task_environment(self) -> dict[str, str]:
         """What tasks elsewhere lack of the driver's environment; nothing where they inherit it."""
         if not self._plan.submit_environment:

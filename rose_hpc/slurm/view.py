@@ -72,7 +72,7 @@ def node_hours(records: Sequence[Mapping[str, Any]], jobs: Sequence[JobRecord], 
     for record in jobs:
         job = queue.of(record)
         total += record.nodes * max(driven.get(record.job, 0.0), (job.used_s if job else None) or 0.0)
-    return round(total / 3600, 3) if jobs else None
+    return round(total / 3600, 6) if jobs else None
 
 
 def ranks(run: RunDir, progress: Progress) -> dict[str, int]:
