@@ -71,8 +71,9 @@ def test_every_attempt_is_one_task_of_the_engine(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     run = programs.run_of(tmp_path)
     stages = ("collect-env_1", "collect-env_2", "merge", "update", "check")
-    expected = {f"{k:04d}-{stage}-0.1" for k in range(2) for stage in stages}
-    assert {path.name.removesuffix(".json.done") for path in (run / "scratch").glob("*.done")} == expected
+    expected = {f"iter-{k:04d}-{stage}" for k in range(2) for stage in stages}
+    assert {path.stem for path in (run / "logs").glob("*.log")} == expected
+    assert not list((run / "scratch").glob("*.json*")), "orders and reports are not left behind"
     assert "wrote 2 rows as env_1" in (run / "logs" / "iter-0001-collect-env_1.log").read_text()
 
 
