@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+settings.register_profile("rose_hpc", deadline=None)  # a busy machine is no counter-example
+settings.load_profile("rose_hpc")
 
 #: a skip whose reason starts with one of these is an optional extra's, and allowed in CI too
 OPTIONAL = ("optional extra:",)
