@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rose_hpc import rundir
+from rose_hpc import publishing, rundir
 from rose_hpc.errors import EngineError, Interrupted, RunError, UsageError
 from rose_hpc.journal import read_journal
 from rose_hpc.progress import Progress
@@ -81,7 +81,7 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
         )
     first = run.config.read_text().partition("\n")[0]
     origin = f"{first}\n" if first.startswith(_ORIGIN) else ""
-    rundir.write_file(run.config, (origin + dump_config(config)).encode())
+    publishing.write_file(run.config, (origin + dump_config(config)).encode())
     return [*sets, *([f"loop.max_iterations={max_iterations}"] if max_iterations else [])]
 
 

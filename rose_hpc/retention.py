@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from rose_hpc import rundir
+from rose_hpc import publishing
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
 from rose_hpc.workflow import Workflow
@@ -21,10 +21,10 @@ def apply(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *
             if progress.has_bank(k):
                 _remove_shards(run, workflow, k)
     for k in expired_banks(workflow, progress, iteration, sweep=sweep):
-        rundir.remove(run.bank(k))
+        publishing.remove(run.bank(k))
     for k in expired_policies(workflow, progress, iteration, sweep=sweep):
-        rundir.remove(run.policy(k))
-        rundir.remove(run.state(k))
+        publishing.remove(run.policy(k))
+        publishing.remove(run.state(k))
 
 
 def _remove_shards(run: RunDir, workflow: Workflow, iteration: int) -> None:

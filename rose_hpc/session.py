@@ -11,11 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from rose_hpc import __version__, rundir
+from rose_hpc import __version__, publishing
 from rose_hpc.errors import OwnedError, RunError
 from rose_hpc.journal import SYNC_INTERVAL_S, Journal
+from rose_hpc.ownership import HEARTBEAT_S, Ownership
 from rose_hpc.progress import Progress
-from rose_hpc.rundir import HEARTBEAT_S, Ownership, RunDir
+from rose_hpc.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -185,4 +186,4 @@ def clear_scratch(run: RunDir) -> None:
     run.scratch.mkdir(exist_ok=True)
     for path in run.scratch.iterdir():
         with suppress(OSError):  # a rank that outlived its driver may still write there; no name of ours is the same
-            rundir.remove(path)
+            publishing.remove(path)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rose_hpc import attempts, rundir
+from rose_hpc import attempts, publishing
 from rose_hpc.attempts import Place
 from rose_hpc.errors import EngineError, RunError, TaskError, TaskTimeoutError
 from rose_hpc.execution.attempt import VALUE_BYTES, Attempt, Outcome
@@ -126,7 +126,7 @@ class Stages:
         if outcome.info is not None:
             target = self.session.run.shard(iteration, name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            rundir.publish(place.shard, target)
+            publishing.publish(place.shard, target)
         nans = int(sum(_flat(info["columns"].get("rewards", {}).get("stats", {}).get("nans", 0))))
         self.session.record(
             "rank",
@@ -189,7 +189,7 @@ class Stages:
         if not outcome.ok or outcome.info is None:
             await self._fail(place, outcome, outcome.message, outcome.reason)
             raise AssertionError("unreachable")
-        rundir.publish(place.shard, run.bank(iteration))
+        publishing.publish(place.shard, run.bank(iteration))
         facts = {key: outcome.info[key] for key in ("rows", "bytes", "digest")}
         columns = _signature(outcome.info["columns"])
         if returns := outcome.info.get("returns"):
@@ -217,14 +217,14 @@ class Stages:
             place, work, tuple(self.values.get(e.name) for e in self.workflow.environments)
         )
         for source, copy in ((run.policy, place.policy), (run.state, place.state)):
-            await asyncio.to_thread(rundir.copy_tree, source(iteration - 1) if iteration else None, copy)
+            await asyncio.to_thread(publishing.copy_tree, source(iteration - 1) if iteration else None, copy)
         if iteration:
             await self._check_policy(iteration - 1, place.policy)
         attempt = attempts.update(place, self.workflow, self.session.progress, argv)
         outcome, value = await self._carry_out(place, attempt, call)
         run.iteration(iteration).mkdir(exist_ok=True)
-        state = await asyncio.to_thread(rundir.publish_tree, place.state, run.state(iteration))
-        policy = await asyncio.to_thread(rundir.publish_tree, place.policy, run.policy(iteration))
+        state = await asyncio.to_thread(publishing.publish_tree, place.state, run.state(iteration))
+        policy = await asyncio.to_thread(publishing.publish_tree, place.policy, run.policy(iteration))
         self.session.record(
             "stage",
             iteration=iteration,
@@ -252,7 +252,7 @@ class Stages:
     async def _check_policy(self, iteration: int, folder: Path) -> None:
         """Whether a policy is still the one that was committed: nothing else would tell, where all write as root."""
         committed = self.session.progress.updates[iteration]["policy"]["digest"]
-        if (await asyncio.to_thread(rundir.tree_facts, folder))["digest"] != committed:
+        if (await asyncio.to_thread(publishing.tree_facts, folder))["digest"] != committed:
             raise RunError(
                 f"{self.session.run.policy(iteration)} is not what the update of iteration {iteration} left: "
                 "an environment or a check has changed it",
@@ -302,7 +302,7 @@ class Stages:
     async def _fail(self, place: Place, outcome: Outcome, message: str, reason: str) -> None:
         """Record the failure of an attempt, and raise it."""
         for path in (place.shard, place.policy, place.state):
-            await asyncio.to_thread(rundir.remove, path)
+            await asyncio.to_thread(publishing.remove, path)
         self.session.record(
             "attempt",
             iteration=place.iteration,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rose_hpc import rundir
+from rose_hpc import ownership
 from rose_hpc.journal import read_journal
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
@@ -55,7 +55,7 @@ def standing_of(sight: Sight, queue: Queue) -> dict[str, Any]:
     """The same, with what Slurm said."""
     run, records, progress = sight.run, sight.records, sight.progress
     facts = progress.run
-    verdict = view.decide(progress, progress.end is None and rundir.owner_lives(run), sight.jobs, queue)
+    verdict = view.decide(progress, progress.end is None and ownership.owner_lives(run), sight.jobs, queue)
     state = verdict.state
     jobs = view.job_facts(sight.jobs, queue)
     best = progress.best(facts.get("operator") or ">")
@@ -85,7 +85,7 @@ def standing_of(sight: Sight, queue: Queue) -> dict[str, Any]:
         "slurm": jobs,
         "node_hours": view.node_hours(records, sight.jobs, queue),
         "drivers": len(progress.jobs),
-        "owner": rundir.read_owner(run) if state == "running" else None,
+        "owner": ownership.read_owner(run) if state == "running" else None,
         "started": records[0]["time"] if records else None,
         "updated": records[-1]["time"] if records else None,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from rose_hpc import rundir
+from rose_hpc import publishing, rundir
 from rose_hpc.cli import options
 from rose_hpc.errors import DamagedError, ExperienceError, RunError
 from rose_hpc.journal import read_journal
@@ -94,7 +94,7 @@ def _check_file(path: Path, recorded: str | None) -> Verdict:
 
 def _check_tree(folder: Path, recorded: str) -> Verdict:
     try:
-        facts = rundir.tree_facts(folder)
+        facts = publishing.tree_facts(folder)
     except (RunError, OSError) as error:
         return Verdict(str(folder), False, str(error))
     ok = facts["digest"] == recorded

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rose_hpc import rundir
+from rose_hpc import ownership, rundir
 from rose_hpc.cli import options
 from rose_hpc.errors import OwnedError, RunError, UsageError
 from rose_hpc.rundir import RunDir
@@ -80,8 +80,8 @@ def command(
 
 
 def _refuse_owned(run: RunDir) -> None:
-    if rundir.owner_lives(run):
-        owner = rundir.read_owner(run) or {}
+    if ownership.owner_lives(run):
+        owner = ownership.read_owner(run) or {}
         job = f", job {owner['job']}" if owner.get("job") else ""
         raise OwnedError(
             f"{run.path} is being driven by process {owner.get('pid')} on {owner.get('host')}{job}",

@@ -24,7 +24,7 @@ from typing import Any
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.frames import Unpacker, pack
 from rose_hpc.execution.supervisor import Supervisor
-from rose_hpc.rundir import HEARTBEAT_MAX_AGE_S
+from rose_hpc.ownership import HEARTBEAT_MAX_AGE_S
 
 log = logging.getLogger(__name__)
 

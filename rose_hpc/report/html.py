@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from rose_hpc import __version__, rundir
+from rose_hpc import __version__, publishing
 from rose_hpc.errors import RoseHpcError, RunError, UsageError
 from rose_hpc.report import tables
 from rose_hpc.report.figures import Page, figures
@@ -49,7 +49,7 @@ def write_report(run: RunDir, output: Path | None = None) -> Path:
         raise UsageError(f"{target} is not named *.html", hint="a report is a page: give --output FILE.html")
     page = render(Sight.of(run))
     try:
-        rundir.write_file(target, page.encode())
+        publishing.write_file(target, page.encode())
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}", hint="give --output FILE.html") from error
     return target

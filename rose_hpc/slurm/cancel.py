@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rose_hpc import rundir
+from rose_hpc import ownership
 from rose_hpc.errors import RunError, UsageError
 from rose_hpc.rundir import RunDir
 from rose_hpc.slurm.commands import SlurmAwayError, SlurmError, call
@@ -44,7 +44,7 @@ def cancel(run: RunDir) -> Cancelled:
     driver = _end_driver(run, {job.job for job in jobs})
     if jobs:
         _wait_for_jobs(run, jobs)
-    if driver is not None and not _gone(lambda: not rundir.owner_lives(run), _DRIVER_GONE_S):
+    if driver is not None and not _gone(lambda: not ownership.owner_lives(run), _DRIVER_GONE_S):
         raise RunError(f"process {driver} still drives {run.path}", hint=f"end it with kill -9 {driver}")
     return Cancelled(tuple(job.job for job in jobs), driver)
 
@@ -97,8 +97,8 @@ def _wait_for_jobs(run: RunDir, jobs: list[Job]) -> None:
 
 def _end_driver(run: RunDir, cancelled: set[str]) -> int | None:
     """Tell a driver that is not in one of the cancelled jobs to end, as Ctrl-C would."""
-    owner = rundir.read_owner(run) or {}
-    if not rundir.owner_lives(run) or str(owner.get("job")) in cancelled:
+    owner = ownership.read_owner(run) or {}
+    if not ownership.owner_lives(run) or str(owner.get("job")) in cancelled:
         return None
     pid = int(owner["pid"])
     if owner["host"] != socket.gethostname():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rose_hpc import rundir
+from rose_hpc import publishing
 from rose_hpc.errors import UsageError
 from rose_hpc.rundir import RunDir
 
@@ -34,8 +34,8 @@ def run_name(program: Path) -> str:
 def write_program(run: RunDir, program: Path, arguments: Sequence[str], site: str) -> None:
     """Note how the program is to be started, and the profile its jobs are made from."""
     facts = {"argv": [str(program), *arguments], "cwd": str(Path.cwd())}
-    rundir.write_file(run.slurm / "program.json", (json.dumps(facts, indent=1) + "\n").encode())
-    rundir.write_file(run.slurm / "site.toml", site.encode())
+    publishing.write_file(run.slurm / "program.json", (json.dumps(facts, indent=1) + "\n").encode())
+    publishing.write_file(run.slurm / "site.toml", site.encode())
 
 
 def read_program(run: RunDir) -> dict[str, Any] | None:
@@ -54,5 +54,5 @@ def change_site(run: RunDir, sets: Sequence[str]) -> Site:
     path = run.slurm / "site.toml"
     site = load_site(path if path.is_file() else None, sets)
     if sets:
-        rundir.write_file(path, dump_site(site).encode())
+        publishing.write_file(path, dump_site(site).encode())
     return site

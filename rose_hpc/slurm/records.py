@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rose_hpc import rundir
+from rose_hpc import publishing
 from rose_hpc.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def note_submitted(run: RunDir, record: JobRecord, job: str) -> JobRecord:
 
 def forget_submitting(run: RunDir, record: JobRecord) -> None:
     """Nothing was submitted."""
-    rundir.remove(_submitting_path(run, record))
+    publishing.remove(_submitting_path(run, record))
 
 
 def read_records(run: RunDir) -> list[JobRecord]:
@@ -106,13 +106,13 @@ def read_records(run: RunDir) -> list[JobRecord]:
 
 def note_changes(run: RunDir, changes: Sequence[str]) -> None:
     """Keep what was changed of the run's configuration for the job that goes on with it: its driver records it."""
-    rundir.write_file(run.slurm / "changes.json", json.dumps([*_changes(run), *changes]).encode())
+    publishing.write_file(run.slurm / "changes.json", json.dumps([*_changes(run), *changes]).encode())
 
 
 def take_changes(run: RunDir) -> list[str]:
     """What was changed since the run was last driven; asked for once."""
     changes = _changes(run)
-    rundir.remove(run.slurm / "changes.json")
+    publishing.remove(run.slurm / "changes.json")
     return changes
 
 
@@ -140,7 +140,7 @@ def _submitting_path(run: RunDir, record: JobRecord) -> Path:
 
 
 def _write(path: Path, record: JobRecord) -> None:
-    rundir.write_file(path, (json.dumps(asdict(record), indent=1) + "\n").encode())
+    publishing.write_file(path, (json.dumps(asdict(record), indent=1) + "\n").encode())
 
 
 def _read(path: Path) -> JobRecord | None:

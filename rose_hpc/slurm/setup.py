@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rose_hpc import rundir
+from rose_hpc import publishing
 from rose_hpc.errors import UsageError
 from rose_hpc.rundir import RunDir
 
@@ -55,9 +55,9 @@ def write_setup(run: RunDir, files: dict[str, tuple[str, ...]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.name not in files:
-            rundir.remove(path)
+            publishing.remove(path)
     for name, lines in files.items():
-        rundir.write_file(folder / name, "".join(f"{line}\n" for line in lines).encode())
+        publishing.write_file(folder / name, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _existing(path: Path, key: str, hint: str) -> str:

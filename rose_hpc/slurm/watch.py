@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rose_hpc import rundir
+from rose_hpc import ownership
 from rose_hpc.journal import decode
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
@@ -40,7 +40,7 @@ class Look:
             progress: of its journal.
             jobs: what was submitted for it.
         """
-        lives = progress.end is None and rundir.owner_lives(self.run)
+        lives = progress.end is None and ownership.owner_lives(self.run)
         asks = not lives and view.is_open(progress, jobs)
         if asks and time.monotonic() - self._asked >= ASK_INTERVAL_S:
             self.queue = ask(jobs)

@@ -17,7 +17,8 @@ from rose_hpc import rundir
 from rose_hpc.config_models import Slurm
 from rose_hpc.errors import RoseHpcError
 from rose_hpc.journal import Journal
-from rose_hpc.rundir import Ownership, RunDir
+from rose_hpc.ownership import Ownership
+from rose_hpc.rundir import RunDir
 from rose_hpc.slurm import cancel as cancelling
 from rose_hpc.slurm import submit as submitting
 from rose_hpc.slurm import watch as watching

@@ -24,7 +24,20 @@ LOGIN = (
     "rose_hpc.__main__",
     "rose_hpc.cli",
     *(f"rose_hpc.cli.{name}" for name in ("options", "status", "logs", "resume", "run", "init", "inspect", "merge")),
-    *(f"rose_hpc.{name}" for name in ("errors", "rundir", "journal", "progress", "standing", "seeds", "resources")),
+    *(
+        f"rose_hpc.{name}"
+        for name in (
+            "errors",
+            "rundir",
+            "publishing",
+            "ownership",
+            "journal",
+            "progress",
+            "standing",
+            "seeds",
+            "resources",
+        )
+    ),
     "rose_hpc.report.view",
     *(f"rose_hpc.cli.{name}" for name in ("submit", "watch", "cancel", "doctor")),
     *(f"rose_hpc.slurm.{name}" for name in ("commands", "queue", "records", "view", "watch", "cancel", "submit")),

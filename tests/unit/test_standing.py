@@ -11,7 +11,8 @@ import pytest
 from rose_hpc import rundir
 from rose_hpc.errors import RunError
 from rose_hpc.journal import Journal
-from rose_hpc.rundir import Ownership, RunDir
+from rose_hpc.ownership import Ownership
+from rose_hpc.rundir import RunDir
 from rose_hpc.standing import describe, standing, table
 
 FACTS = {

@@ -1,0 +1,122 @@
+"""Publishing: how files and folders get the names that records speak of, so that a crash leaves all of one or nothing.
+
+A file or folder is *published* by writing it under a scratch name, bringing it to the disk, and renaming it; the
+record in the journal follows. Scratch names carry the attempt's id, so an attempt that outlived its driver can never
+overwrite its repetition.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+from rose_hpc.errors import RunError
+
+_CHUNK = 4 * 1024 * 1024
+
+
+def fsync_path(path: Path) -> None:
+    """Bring a file or folder to the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(scratch: Path, target: Path) -> None:
+    """Give a file that is already on the disk (its writer has synced it) its published name."""
+    scratch.rename(target)
+    fsync_path(target.parent)
+
+
+def write_file(target: Path, data: bytes) -> None:
+    """Publish a small file of ours."""
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with open(scratch, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    publish(scratch, target)
+
+
+def publish_tree(scratch: Path, target: Path) -> dict[str, Any]:
+    """Publish a folder: its files are synced and made read-only (they are committed), then the folder is renamed.
+
+    Returns:
+        ``{"digest": ..., "files": ..., "bytes": ...}``; the digest covers names and contents.
+    """
+    facts = tree_facts(scratch, seal=True)
+    if target.exists():  # published by an attempt whose record was never written: it has not happened
+        shutil.rmtree(target)
+    publish(scratch, target)
+    return facts
+
+
+def tree_facts(folder: Path, *, seal: bool = False) -> dict[str, Any]:
+    """Digest (xxh3-128 over sorted names and contents), number of files and bytes of a folder."""
+    import xxhash  # here, because the login node's commands import this module too
+
+    total = xxhash.xxh3_128()
+    files = size = 0
+    if folder.is_symlink() or not folder.is_dir():
+        raise RunError(f"{folder} is a folder no more", hint="a task may change what is in it, and must leave it there")
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise RunError(
+                f"{path} is neither a file nor a folder", hint="keep only plain files in the policy and state"
+            )
+        if path.is_dir():
+            continue
+        content = xxhash.xxh3_128()
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                content.update(chunk)
+                size += len(chunk)
+            if seal:
+                os.fsync(file.fileno())
+        if seal:
+            if path.stat().st_nlink > 1:  # a file outside would stay the committed one
+                _unlink_from_others(path)
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
+        total.update(os.fsencode(path.relative_to(folder)) + f"\0{content.hexdigest()}\n".encode())
+        files += 1
+    if seal:
+        for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
+            fsync_path(path)
+    return {"digest": total.hexdigest(), "files": files, "bytes": size}
+
+
+def _unlink_from_others(path: Path) -> None:
+    copy = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.copy2(path, copy)
+    fsync_path(copy)
+    copy.rename(path)
+
+
+def copy_tree(source: Path | None, target: Path) -> None:
+    """A private, writable copy of a published folder (an empty one for None).
+
+    Never hard links: a change in place would alter the committed file.
+    """
+    target.mkdir(parents=True)
+    if source is None:
+        return
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir()
+        else:
+            shutil.copyfile(path, copy)
+            copy.chmod(stat.S_IMODE(path.stat().st_mode) | 0o200)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder that is there or not."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
