@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from rose_hpc.execution.attempt import Attempt
 
 #: of Slurm's variables, what srun needs to find the job; all others would be options it was never given
-_KEPT = frozenset({"SLURM_CONF", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_MPI_TYPE", "SLURM_CLUSTER_NAME"})
+KEPT = ("SLURM_CLUSTER_NAME", "SLURM_CONF", "SLURM_JOBID", "SLURM_JOB_ID", "SLURM_MPI_TYPE")
 
 
 def launch(attempt: Attempt, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -28,7 +28,7 @@ def launch(attempt: Attempt, environ: Mapping[str, str]) -> tuple[list[str], dic
     Raises:
         FileNotFoundError: nothing here starts several ranks.
     """
-    env = {name: value for name, value in environ.items() if not name.startswith("SLURM") or name in _KEPT}
+    env = {name: value for name, value in environ.items() if not name.startswith("SLURM") or name in KEPT}
     path = environ.get("PATH")
     if "SLURM_PROCID" in environ and attempt.nodes and (srun := shutil.which("srun", path=path)):
         return [srun, *_step(attempt), *attempt.argv], env

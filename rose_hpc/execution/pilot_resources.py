@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc.errors import UsageError
+from rose_hpc.execution.mpi import KEPT
 from rose_hpc.slurm.commands import clean_environment
 
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9_./+-]+")
@@ -27,8 +28,12 @@ _INHERITED = (
     *("HOME", "PATH", "TMPDIR", "LC_NUMERIC", "MAKEFLAGS"),
     *("PYTHONPATH", "PYTHONNOUSERSITE", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT"),
 )
-#: a lost node takes its own ranks and no others; and other steps (programs of several ranks) may run beside them
-_SRUN_SETTINGS = "export SLURM_NO_KILL=set SLURM_OVERLAP=1"
+#: Shell, before srun. What sbatch was told of tasks and memory would contradict what srun is told on its command line.
+#: A lost node takes its own ranks and no others; and other steps (programs of several ranks) may run beside them.
+_SRUN_SETTINGS = (
+    f"unset $(env | grep -o '^SLURM_[A-Z0-9_]*' | grep -Evx '{'|'.join(KEPT)}')",
+    "export SLURM_NO_KILL=set SLURM_OVERLAP=1",
+)
 _RANKS_PROGRAM = Path(__file__).with_name("pilot_ranks.py")
 
 
@@ -268,7 +273,7 @@ def plan_task(task: Mapping[str, Any], *, pilot: PilotPlan, environ: Mapping[str
         raise UsageError(f"the command of task {name!r} has a NUL byte in it")
     label = str(asked.get("name") or name)
     safe = label if shell_safe(label) else ""
-    pre_launch = () if pilot.forks else (_SRUN_SETTINGS,)
+    pre_launch = () if pilot.forks else _SRUN_SETTINGS
     return TaskPlan(shlex.join(words), ranks, cores, gpus, int(mem_mb), use_mpi and ranks > 1, safe, pre_launch)
 
 

@@ -13,6 +13,7 @@ from rose_hpc.errors import UsageError
 
 if TYPE_CHECKING:
     from rose_hpc.config import Config
+    from rose_hpc.slurm.site import Site
 
 EngineName = Literal["embedded", "pilot"]
 
@@ -35,7 +36,7 @@ def choose_engine(asked: str = "auto", environ: Mapping[str, str] | None = None)
     return asked  # type: ignore[return-value]  # one of the two, as has just been checked
 
 
-def config_resources(config: Config) -> dict[str, Any]:
+def config_resources(config: Config | Site) -> dict[str, Any]:
     """What ``[pilot]`` and ``[slurm]`` say of the pilot, in its own words."""
     pilot = config.pilot
     return {
@@ -108,7 +109,19 @@ async def execution_backend(resources: dict[str, Any] | None = None) -> Any:
     """The pilot inside a Slurm job, the embedded engine elsewhere; ready to be given to ``WorkflowEngine.create``.
 
     Args:
-        resources: for the pilot, as ``RadicalExecutionBackend`` takes them; inside a job they default to the
-            allocation's.
+        resources: for the pilot, as ``RadicalExecutionBackend`` takes them; they default to what the profile of a
+            submitted program says, and inside a job to the allocation's.
     """
-    return await make_backend(choose_engine(), resources=resources)
+    engine = choose_engine()
+    known = _site_resources(os.environ) if engine == "pilot" else {}
+    return await make_backend(engine, resources={**known, **(resources or {})})
+
+
+def _site_resources(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the site profile says that this program was submitted with; nothing where it was not."""
+    from rose_hpc.rundir import RunDir
+    from rose_hpc.slurm.site import load_site
+
+    run = environ.get("ROSE_HPC_RUN")
+    profile = RunDir(Path(run)).slurm / "site.toml" if run else None
+    return config_resources(load_site(profile)) if profile is not None and profile.is_file() else {}

@@ -153,9 +153,11 @@ def facts(site: Site, short: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """What one pilot on three nodes answers to everything."""
     folder = tmp_path_factory.mktemp("facts")
     (folder / "ask.py").write_text(textwrap.dedent(ASK))
-    script = f"#!/bin/sh\nexec {sys.executable} ask.py\n"
+    # what the job is told of tasks and memory contradicts what the pilot's srun is told
+    script = f"#!/bin/sh\nexport SLURM_GRES=gpu:4\nexec {sys.executable} ask.py\n"
     (folder / "job.sh").write_text(script)
-    options = ("--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=4", "--time=5", "--no-kill", "--output=job.out")
+    tasks = ("--ntasks-per-node=4", "--mem-per-cpu=200", "--threads-per-core=1")
+    options = ("--nodes=3", *tasks, "--time=5", "--no-kill", "--output=job.out")
     done = site.cluster.call("sbatch", f"--chdir={folder}", *options, str(folder / "job.sh"))
     assert done.returncode == 0, done.stderr
     projects.wait_for((folder / "facts.json").exists, 120)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,12 @@ import pytest
 from rose_hpc.config import load_config
 from rose_hpc.config_models import Slurm
 from rose_hpc.errors import UsageError
-from rose_hpc.execution import pilot_slurm
+from rose_hpc.execution import pilot_slurm, select
 from rose_hpc.execution.attempt import Attempt
 from rose_hpc.execution.mpi import launch
 from rose_hpc.execution.pilot_resources import PilotPlan, host_environment, plan_pilot, plan_task
 from rose_hpc.execution.pool import plan_request
-from rose_hpc.execution.select import choose_engine, config_resources, pilot_resources
+from rose_hpc.execution.select import choose_engine, config_resources, execution_backend, pilot_resources
 from rose_hpc.execution.slots import Gpus, Request
 
 JOB = {
@@ -223,8 +226,48 @@ def test_steps_survive_a_lost_node_and_stand_others_beside_them():
     plan = PilotPlan("local.slurm", 5, nodes=2, forks=False)
     task = {"uid": "t", "executable": "true"}
     pre = plan_task(task, pilot=plan, environ={}, folder=Path("/x")).pre_launch
-    assert pre == ("export SLURM_NO_KILL=set SLURM_OVERLAP=1",)
+    assert pre[-1] == "export SLURM_NO_KILL=set SLURM_OVERLAP=1"
     assert plan_task(task, pilot=PilotPlan("local.localhost", 5), environ={}, folder=Path("/x")).pre_launch == ()
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_what_sbatch_was_told_of_tasks_is_not_told_to_srun(shell):
+    """The job's own variables are no options of the pilot's srun; it still finds the job, whatever shell is used."""
+    plan = PilotPlan("local.slurm", 5, nodes=2, forks=False)
+    pre = plan_task({"uid": "t", "executable": "true"}, pilot=plan, environ={}, folder=Path("/x")).pre_launch
+    job = {"SLURM_JOB_ID": "7", "SLURM_CONF": "/etc/slurm.conf"}
+    options = {"SLURM_NTASKS_PER_NODE": "4", "SLURM_TRES_PER_TASK": "cpu:4", "SLURM_CPUS_PER_TASK": "1"}
+    env = {**job, **options, "PATH": os.environ["PATH"], "TEXT": "two\nSLURM_LINES=1"}
+    for given, left in ((env, env.keys() - options.keys()), (job | {"PATH": env["PATH"]}, {*job, "PATH"})):
+        script = "set -e\n" + " || exit 9\n".join(pre) + "\nenv -0"
+        out = subprocess.run([shell, "-c", script], env=given, capture_output=True, text=True, check=True).stdout
+        names = {line.partition("=")[0] for line in out.split("\0") if line}
+        assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == left | {"SLURM_NO_KILL", "SLURM_OVERLAP"}
+
+
+def test_a_submitted_program_gets_the_pilot_of_its_profile(tmp_path, monkeypatch):
+    """`[pilot]` of the profile it was submitted with is the default of `execution_backend()`, and arguments win."""
+    made: list[dict[str, Any]] = []
+
+    async def backend() -> None: ...
+
+    def make(engine: str, resources: dict[str, Any]) -> Any:
+        made.append(resources)
+        return backend()
+
+    monkeypatch.setattr(select, "make_backend", make)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/site.toml").write_text('[pilot]\nresource = "nersc.perlmutter"\nruntime_min = 20\n')
+    monkeypatch.setenv("ROSE_HPC_ENGINE", "pilot")
+    asyncio.run(execution_backend({"runtime": 5}))
+    monkeypatch.setenv("ROSE_HPC_RUN", str(tmp_path))
+    asyncio.run(execution_backend({"runtime": 5}))
+    asyncio.run(execution_backend())
+    assert made[0] == {"runtime": 5}
+    assert [(known["resource"], known["runtime"]) for known in made[1:]] == [
+        ("nersc.perlmutter", 5),
+        ("nersc.perlmutter", 20),
+    ]
 
 
 @pytest.mark.parametrize(
