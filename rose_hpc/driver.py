@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rose_hpc import publishing, rundir
+from rose_hpc import failpoints, publishing, rundir
 from rose_hpc.errors import EngineError, Interrupted, RunError, UsageError
 from rose_hpc.journal import read_journal
 from rose_hpc.progress import Progress
@@ -82,6 +82,7 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
     first = run.config.read_text().partition("\n")[0]
     origin = f"{first}\n" if first.startswith(_ORIGIN) else ""
     publishing.write_file(run.config, (origin + dump_config(config)).encode())
+    failpoints.hit("run-changed")
     return [*sets, *([f"loop.max_iterations={max_iterations}"] if max_iterations else [])]
 
 
@@ -160,6 +161,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
         session.begin(run_facts(workflow, config.seed), changes, engine_name)
         _check_origin(session)
         try:
+            failpoints.hit("engine-starting")
             await backend  # the supervisor starts while asyncflow is imported
         except EngineError as error:
             session.record("end", state="failed", reason=str(error), iteration=session.progress.iteration)
@@ -169,6 +171,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
             raise
         asyncflow = await _workflow_engine(backend, run)
         carrier = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
+        failpoints.hit("engine-started")
         loop = Loop(Stages(session, workflow, carrier))
         done = session.progress.iteration
         with interrupts(loop):  # also while everything is shut down: an impatient Ctrl-C must not break that off

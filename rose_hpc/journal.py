@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rose_hpc import failpoints
 from rose_hpc.errors import JournalError, RunError
 
 Record = Mapping[str, Any]
@@ -117,8 +118,10 @@ class Journal:
         try:
             data = path.read_bytes()
             self.records, good = _parse(data, path)
+            failpoints.hit("journal-read")
             if good < len(data):
                 os.ftruncate(self._file, good)
+                failpoints.hit("journal-cut")
         except BaseException:
             os.close(self._file)
             raise
@@ -132,6 +135,7 @@ class Journal:
         Raises:
             RunError: when it could not be written whole (disk full); nothing of it counts then.
         """
+        failpoints.hit("journal-append")
         record = {"seq": len(self.records), "time": round(time.time(), 3), "kind": kind, **fields}
         line = encode(record)
         start = os.fstat(self._file).st_size
@@ -141,6 +145,7 @@ class Journal:
         except OSError as error:
             os.ftruncate(self._file, start)
             raise RunError(f"cannot write {self.path}: {error.strerror}", hint="the run can be resumed") from error
+        failpoints.hit("journal-appended")
         self.records.append(record)
         self._dirty = True
         if time.monotonic() - self._synced_at > SYNC_INTERVAL_S:
@@ -157,11 +162,13 @@ class Journal:
             if self._dirty:
                 self._dirty = False  # before, so that what is appended meanwhile is left for the next call
                 try:
+                    failpoints.hit("journal-unsynced")
                     os.fdatasync(self._file)
                 except OSError:
                     self._dirty = True
                     raise
             self._synced_at = time.monotonic()
+        failpoints.hit("journal-synced")
 
     def close(self) -> None:
         """Sync and close; idempotent."""

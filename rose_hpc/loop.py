@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rose_hpc import retention
+from rose_hpc import failpoints, retention
 from rose_hpc.errors import Interrupted, RoseHpcError, TaskError
 from rose_hpc.stages import Stages
 
@@ -110,16 +110,21 @@ class Loop:
             await stages.check(iteration, self.workflow.criterion.work)
 
     def _close(self, iteration: int, config: dict[str, Any] | None) -> None:
+        failpoints.hit("iteration-done")
         self.session.record("checkpoint", iteration=iteration, **({"config": config} if config is not None else {}))
+        failpoints.hit("checkpoint-recorded")
         self.stages.values.clear()
         self.session.journal.sync()
+        failpoints.hit("checkpoint-synced")
         retention.apply(self.session.run, self.workflow, self.session.progress, iteration, sweep=not self._swept)
         self._swept = True
 
     def _end(self, verdict: Verdict) -> None:
         progress = self.session.progress
         if progress.end is None:
+            failpoints.hit("ending")
             self.session.record("end", state=verdict.state, reason=verdict.reason, iteration=progress.iteration)
+            failpoints.hit("end-recorded")
             self.session.journal.sync()
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from rose_hpc import failpoints
 from rose_hpc.errors import OwnedError, RunError
 from rose_hpc.rundir import RunDir
 
@@ -32,11 +33,13 @@ class Ownership:
             self._file = os.open(run.owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise RunError(f"cannot own {run.path}: {error.strerror}", hint="is it yours to write to?") from error
+        failpoints.hit("lock-opened")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
             raise _owned(run, read_owner(run) or {}) from None
+        failpoints.hit("lock-held")
         before = read_owner(run) or {}  # under the lock, so that no epoch is given twice
         elsewhere = before.get("host") != socket.gethostname()
         if before.get("pid") and elsewhere and not _is_stale(before):  # file systems whose locks do not cross nodes
@@ -49,7 +52,9 @@ class Ownership:
             "job": os.environ.get("SLURM_JOB_ID"),
             "since": round(time.time(), 3),
         }
+        failpoints.hit("lock-unwritten")
         self._write()
+        failpoints.hit("lock-written")
 
     @property
     def epoch(self) -> int:
@@ -59,6 +64,7 @@ class Ownership:
     def follow(self, epoch: int) -> None:
         """Make sure that ours is a later epoch than ``epoch``, should the file that said so have been lost."""
         if self.epoch <= epoch:
+            failpoints.hit("lock-behind")
             self._facts["epoch"] = epoch + 1
             self._write()
 
@@ -71,6 +77,7 @@ class Ownership:
         now = read_owner(self.run) or {}
         if int(now.get("epoch", -1)) > self.epoch:
             raise _owned(self.run, now)
+        failpoints.hit("heartbeat")
         self._write()
 
     def _write(self) -> None:
@@ -86,6 +93,7 @@ class Ownership:
                 with suppress(OwnedError, OSError):  # taken over, or not writable: the lock is let go of all the same
                     self.beat()
             finally:
+                failpoints.hit("lock-release")
                 os.close(self._file)
                 self._file = -1
 

@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from rose_hpc import failpoints
 from rose_hpc.errors import RunError
 
 _CHUNK = 4 * 1024 * 1024
@@ -29,13 +30,16 @@ def fsync_path(path: Path) -> None:
 
 def publish(scratch: Path, target: Path) -> None:
     """Give a file that is already on the disk (its writer has synced it) its published name."""
+    failpoints.hit("publish-begun")
     scratch.rename(target)
+    failpoints.hit("publish-renamed")
     fsync_path(target.parent)
 
 
 def write_file(target: Path, data: bytes) -> None:
     """Publish a small file of ours."""
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    failpoints.hit("small-file-begun")
     with open(scratch, "wb") as file:
         file.write(data)
         file.flush()
@@ -49,9 +53,12 @@ def publish_tree(scratch: Path, target: Path) -> dict[str, Any]:
     Returns:
         ``{"digest": ..., "files": ..., "bytes": ...}``; the digest covers names and contents.
     """
+    failpoints.hit("tree-unsealed")
     facts = tree_facts(scratch, seal=True)
+    failpoints.hit("tree-sealed")
     if target.exists():  # published by an attempt whose record was never written: it has not happened
         shutil.rmtree(target)
+        failpoints.hit("tree-removed")
     publish(scratch, target)
     return facts
 
@@ -103,6 +110,7 @@ def copy_tree(source: Path | None, target: Path) -> None:
     Never hard links: a change in place would alter the committed file.
     """
     target.mkdir(parents=True)
+    failpoints.hit("copy-begun")
     if source is None:
         return
     for path in sorted(source.rglob("*")):
@@ -111,6 +119,7 @@ def copy_tree(source: Path | None, target: Path) -> None:
             copy.mkdir()
         else:
             shutil.copyfile(path, copy)
+            failpoints.hit("copy-file-copied")
             copy.chmod(stat.S_IMODE(path.stat().st_mode) | 0o200)
 
 

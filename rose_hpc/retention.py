@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from rose_hpc import publishing
+from rose_hpc import failpoints, publishing
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
 from rose_hpc.workflow import Workflow
@@ -22,9 +22,12 @@ def apply(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *
                 _remove_shards(run, workflow, k)
     for k in expired_banks(workflow, progress, iteration, sweep=sweep):
         publishing.remove(run.bank(k))
+        failpoints.hit("bank-dropped")
     for k in expired_policies(workflow, progress, iteration, sweep=sweep):
         publishing.remove(run.policy(k))
+        failpoints.hit("policy-dropped")
         publishing.remove(run.state(k))
+        failpoints.hit("state-dropped")
 
 
 def _remove_shards(run: RunDir, workflow: Workflow, iteration: int) -> None:
@@ -32,6 +35,7 @@ def _remove_shards(run: RunDir, workflow: Workflow, iteration: int) -> None:
     if folder.is_dir():
         for environment in workflow.environments:
             run.shard(iteration, environment.name).unlink(missing_ok=True)
+            failpoints.hit("shard-dropped")
         with suppress(OSError):  # not empty: shards that were set aside stay
             folder.rmdir()
 

@@ -8,6 +8,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from rose_hpc import failpoints
 from rose_hpc.errors import RunError, UsageError
 from rose_hpc.publishing import write_file
 
@@ -119,15 +120,19 @@ def create(name: str, run_dir: Path | None = None, config: bytes | None = None) 
             if run_dir is None and path.exists():
                 continue
             path.mkdir(parents=True, exist_ok=True)
+            failpoints.hit("run-folder-made")
             run = RunDir(path)
             if not _begun_by_us(run):
                 hint = run.command("resume") if run.journal.exists() else "choose another --run-dir"
                 raise UsageError(f"{path} is not empty", hint=hint)
             for folder in (run.logs, run.slurm, run.scratch):
                 folder.mkdir(exist_ok=True)
+            failpoints.hit("run-subfolders-made")
             if config is not None:
                 write_file(run.config, config)
+            failpoints.hit("run-config-written")
             run.journal.touch()
+            failpoints.hit("run-journal-made")
             return run
     except OSError as error:
         raise RunError(f"cannot make the run directory {error.filename}: {error.strerror}") from error

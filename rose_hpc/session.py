@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from rose_hpc import __version__, publishing
+from rose_hpc import __version__, failpoints, publishing
 from rose_hpc.errors import OwnedError, RunError
 from rose_hpc.journal import SYNC_INTERVAL_S, Journal
 from rose_hpc.ownership import HEARTBEAT_S, Ownership
@@ -58,6 +58,7 @@ class Session:
         except BaseException:
             self.ownership.release()
             raise
+        failpoints.hit("session-read")
         self.progress = Progress.of(self.journal)
         self.ownership.follow(max((int(job["epoch"]) for job in self.progress.jobs), default=-1))
         self._lost: OwnedError | None = None
@@ -121,6 +122,7 @@ class Session:
         known = self.progress.run
         if not known:
             self.record("run", version=__version__, **facts)
+            failpoints.hit("session-run-recorded")
         elif changed := [key for key in ("name", "environments", "seed") if known[key] != facts[key]]:
             key = changed[0]
             raise RunError(
@@ -132,8 +134,10 @@ class Session:
             differences = {key: value for key, value in facts.items() if known.get(key) != value and key not in ours}
             if differences or changes:
                 self.record("extend", changes=list(changes), **differences)
+                failpoints.hit("session-extended")
         owner = {key: self.ownership._facts[key] for key in ("epoch", "host", "pid", "job")}
         self.record("job", version=__version__, python=sys.version.split()[0], engine=engine, **owner)
+        failpoints.hit("session-begun")
 
     def note_file(self, path: Path) -> bool:
         """Note the digest of a file the first time; whether it is another now."""
@@ -163,12 +167,14 @@ class Session:
             self.warn(f"{', '.join(changed)} changed {since}: from here on the run uses it as it is now")
         if new := {path: digest for path, digest in digests.items() if known.get(path) != digest}:
             self.record("scripts", digests=new)
+            failpoints.hit("scripts-noted")
 
     def close(self) -> None:
         """Let go of the run; idempotent."""
         if not self._closing.is_set():
             self._closing.set()
             self._beating.join()
+            failpoints.hit("session-closing")
             try:
                 self.journal.close()
             finally:
@@ -187,3 +193,4 @@ def clear_scratch(run: RunDir) -> None:
     for path in run.scratch.iterdir():
         with suppress(OSError):  # a rank that outlived its driver may still write there; no name of ours is the same
             publishing.remove(path)
+            failpoints.hit("scratch-removed")

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rose_hpc import failpoints
 from rose_hpc.errors import DamagedError, FormatError, RoseHpcError
 from rose_hpc.execution.frames import pack, receive
 
@@ -36,8 +37,10 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
         os.environ.pop(name, None)
     os.environ.update(message["env"])
     os.chdir(message["cwd"])
+    failpoints.hit("function-received")
     function, args, kwargs = cloudpickle.loads(payload)
     value = run_function(function, args, kwargs)
+    failpoints.hit("function-returned")
     return {"ok": True}, cloudpickle.dumps(value)
 
 
@@ -55,7 +58,9 @@ def seal(message: Mapping[str, Any]) -> Answer:
     """Seal the shard a task left."""
     from rose_hpc.experience import shard
 
+    failpoints.hit("seal-begun")
     info = shard.seal(message["shard"], attributes=message["attributes"], fsync=True)
+    failpoints.hit("sealed")
     return {"ok": True, "info": info.to_json()}, b""
 
 
@@ -64,6 +69,7 @@ def merge(message: Mapping[str, Any]) -> Answer:
     from rose_hpc.experience.episodes import returns_of
     from rose_hpc.experience.merge import merge_shards
 
+    failpoints.hit("merge-begun")
     info = merge_shards(
         _recorded(message["shards"]),
         message["bank"],
@@ -72,6 +78,7 @@ def merge(message: Mapping[str, Any]) -> Answer:
         fsync=True,
         attributes=message["attributes"],
     )
+    failpoints.hit("merged")
     return {"ok": True, "info": info.to_json() | {"returns": returns_of(info)}}, b""
 
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rose_hpc import failpoints
 from rose_hpc.execution.attempt import THREAD_VARIABLES, Attempt, Outcome
 from rose_hpc.execution.child import Child, Log, python_argv
 from rose_hpc.execution.frames import pack, receive
@@ -118,6 +119,7 @@ class Supervisor:
                 if message["service"]:
                     self.service = self.service or self._new_host(service=True)
             case "run":
+                failpoints.hit("attempt-received")
                 self.start(Attempt.from_json(message["attempt"]), payload)
             case "cancel":
                 if (job := self.jobs.get(message["id"])) is not None:
@@ -171,6 +173,7 @@ class Supervisor:
         except (OSError, ValueError) as error:
             self._finish(job, "spawn", f"{attempt.argv[0]} could not be started: {error}")
             return
+        failpoints.hit("command-started")
         job.child.log = job.log
         if attempt.timeout_s is not None:
             job.child.end_at = job.child.started + attempt.timeout_s
@@ -207,7 +210,9 @@ class Supervisor:
 
     def _command_ended(self, job: Job) -> None:
         assert job.child is not None  # noqa: S101 - it has just ended
+        failpoints.hit("command-ended")
         code = job.child.reap()
+        failpoints.hit("command-reaped")
         if self._adopts:
             end_orphans({child.pid for child in self.children}, job.attempt.id)
         job.outcome = replace(job.outcome, exit_code=code, max_rss_mb=job.child.max_rss_mb)
@@ -268,6 +273,7 @@ class Supervisor:
             return
         if job.child is not None and job.child.end_why:
             return  # too late: it has been told to end
+        failpoints.hit("host-answered")
         answer, job.value = (frame[0], frame[1] or job.value)
         host.release()
         if not answer["ok"]:
@@ -313,10 +319,12 @@ class Supervisor:
             tail=tail,
         )
         del self.jobs[job.attempt.id]
+        failpoints.hit("attempt-done")
         self._say_done(outcome, job.value if outcome.ok else b"")
 
     def _say_done(self, outcome: Outcome, value: bytes) -> None:
         self.report({"op": "done", "outcome": outcome.to_json()}, value)
+        failpoints.hit("attempt-reported")
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
+from rose_hpc import failpoints
 from rose_hpc.errors import DamagedError, FormatError, UsageError
 from rose_hpc.experience.digest import CHUNK, ChunkDigests, chunks_in, column_digest
 from rose_hpc.experience.episodes import MAX_KEPT, find_episodes
@@ -72,14 +73,17 @@ def merge_shards(
         columns = create(scratch, plan.columns, plan.rows)
         with opened(scratch, os.O_RDWR) as fd:
             reserve(fd, os.fstat(fd).st_size)
+            failpoints.hit("bank-reserved")
             copying = _Copying(shards, columns, fd, verify)
             columns = renamed(columns, digest=_copy(copying, plan, workers or _default_workers(plan)))
+        failpoints.hit("bank-copied")
         known = plan.attributes | extra
         found = find_episodes(scratch, columns, plan.offsets)
         kept = found if found is not None and len(found) <= MAX_KEPT else None
         digest = kept.digest if kept is not None else None
         info = ShardInfo(bank, "bank", plan.rows, 0, columns, known, plan.offsets, plan.names, digest)
         write_info(scratch, info, kept)
+        failpoints.hit("bank-described")
         return replace(info, bytes=scratch.stat().st_size)
 
 

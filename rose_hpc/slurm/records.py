@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rose_hpc import publishing
+from rose_hpc import failpoints, publishing
 from rose_hpc.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def note_submitted(run: RunDir, record: JobRecord, job: str) -> JobRecord:
     """Write down that it was submitted, under the id Slurm gave it."""
     record = replace(record, job=job)
     _write(run.slurm / f"{job}.json", record)
+    failpoints.hit("submit-recorded")
     forget_submitting(run, record)
     return record
 
@@ -112,7 +113,9 @@ def note_changes(run: RunDir, changes: Sequence[str]) -> None:
 def take_changes(run: RunDir) -> list[str]:
     """What was changed since the run was last driven; asked for once."""
     changes = _changes(run)
+    failpoints.hit("changes-read")
     publishing.remove(run.slurm / "changes.json")
+    failpoints.hit("changes-taken")
     return changes
 
 

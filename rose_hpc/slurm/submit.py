@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rose_hpc import failpoints
 from rose_hpc.errors import RunError, UsageError
 from rose_hpc.resources import resource_path
 from rose_hpc.rundir import RunDir
@@ -141,7 +142,9 @@ def submit(run: RunDir, plan: Plan) -> list[JobRecord]:
     check_slurm()
     submitted: list[JobRecord] = []
     with _submitting(run):
+        failpoints.hit("submit-locked")
         write_setup(run, plan.setup)
+        failpoints.hit("submit-set-up")
         for submission in plan.submissions:
             after = submitted[-1].job if submitted else ""
             try:
@@ -171,8 +174,10 @@ def _submit_one(slurm: Slurm, submission: Submission) -> JobRecord:
     argv = sbatch_argv(slurm, submission)
     record = records.new_record(submission.token, argv, slurm, submission.after)
     records.note_submitting(run, record)
+    failpoints.hit("submit-noted")
     for _ in range(_ATTEMPTS):
         answer = call(argv, SUBMIT_TIMEOUT_S)
+        failpoints.hit("submit-answered")
         if answer.ok and (match := _JOB_ID.fullmatch(answer.stdout.strip().rpartition("\n")[2])):
             return records.note_submitted(run, record, match[1])
         if not answer.away and not answer.ok:
