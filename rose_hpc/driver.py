@@ -139,6 +139,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
     from rose_hpc.loop import Loop
     from rose_hpc.session import Session, clear_scratch
     from rose_hpc.stages import Stages
+    from rose_hpc.tries import Tries
     from rose_hpc.workflow import check_fits, from_config
 
     config = load_config(run.config)
@@ -172,7 +173,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
         asyncflow = await _workflow_engine(backend, run)
         carrier = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
         failpoints.hit("engine-started")
-        loop = Loop(Stages(session, workflow, carrier))
+        loop = Loop(Stages(Tries(session, workflow, carrier)))
         done = session.progress.iteration
         with interrupts(loop):  # also while everything is shut down: an impatient Ctrl-C must not break that off
             try:

@@ -26,6 +26,7 @@ from rose_hpc.session import Observer, Session, clear_scratch
 from rose_hpc.stages import Stages
 from rose_hpc.states import IterationState, LearnerConfig
 from rose_hpc.tracking import TrackerBase
+from rose_hpc.tries import Tries
 from rose_hpc.workflow import Workflow, takes
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,8 @@ class ReinforcementLearner(Registering):
             self._config = self._configured(session, initial_config)
             self._check_values(workflow)
             engine = Engine(self.asyncflow, session.run.scratch, session.run.owner, session.ownership.epoch)
-            self._loop = Loop(Stages(session, workflow, engine, learner=learner, arguments=self._arguments))
+            tries = Tries(session, workflow, engine, learner=learner, arguments=self._arguments)
+            self._loop = Loop(Stages(tries))
             with interrupts(self._loop):
                 states = self._states(self._loop)
                 try:

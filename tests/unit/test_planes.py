@@ -45,7 +45,9 @@ LOGIN = (
 )
 #: what a rank starts with: it imports what its work needs when it needs it
 RANK = tuple(f"rose_hpc.execution.{name}" for name in ("rank", "supervisor", "child", "frames", "attempt", "host"))
-LOOP = tuple(f"rose_hpc.{name}" for name in ("loop", "stages", "session", "attempts", "driver", "progress"))
+LOOP = tuple(
+    f"rose_hpc.{name}" for name in ("loop", "stages", "collect", "tries", "session", "attempts", "driver", "progress")
+)
 
 
 def files() -> dict[str, Path]:
