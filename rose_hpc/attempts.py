@@ -65,6 +65,7 @@ class Place:
             "ROSE_HPC_ITERATION": str(self.iteration),
             "ROSE_HPC_STAGE": self.stage,
             "ROSE_HPC_SEED": str(seed),
+            **({"ROSE_HPC_LEARNER": str(self.learner)} if self.run.within else {}),
             **({"ROSE_HPC_DEADLINE": f"{self.deadline:.3f}"} if self.deadline else {}),
         }
 
@@ -106,6 +107,7 @@ def update(place: Place, workflow: Workflow, progress: Progress, argv: Sequence[
     """The update: private copies of policy and state, and the window's banks."""
     variables = place.variables(workflow.update) | _banks(place, workflow, progress)
     variables |= {"ROSE_HPC_POLICY": str(place.policy), "ROSE_HPC_STATE": str(place.state)}
+    variables |= _parameters(workflow)
     return _attempt(place, workflow.update, workflow.cwd, argv, variables)
 
 
@@ -114,7 +116,13 @@ def check(place: Place, workflow: Workflow, work: Work, progress: Progress, argv
     variables = place.variables(work) | _banks(place, workflow, progress)
     variables["ROSE_HPC_POLICY"] = str(place.run.policy(place.iteration))
     variables["ROSE_HPC_STATE"] = str(place.run.state(place.iteration))
+    variables |= _parameters(workflow)
     return _attempt(place, work, workflow.cwd, argv, variables)
+
+
+def _parameters(workflow: Workflow) -> dict[str, str]:
+    """The learner's, where it has any; environments have them beside their own."""
+    return {"ROSE_HPC_PARAMETERS": json.dumps(dict(workflow.parameters))} if workflow.parameters else {}
 
 
 def window(workflow: Workflow, progress: Progress, iteration: int) -> list[int]:
@@ -147,6 +155,7 @@ def _attempt(
         env=variables,
         log=str(place.log),
         timeout_s=work.timeout_s,
+        max_rss_gb=work.max_rss_gb,
         cores=work.resources.cores,
         ranks=work.resources.ranks,
         gpus=work.resources.gpus_per_rank * work.resources.ranks,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 import shutil
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tomli_w
 from pydantic import ValidationError
 
+from rose_hpc import named
 from rose_hpc.commands import fill, suggest
 from rose_hpc.config_environments import EnvironmentConfig, Stage
 from rose_hpc.config_faults import describe
@@ -66,28 +67,47 @@ def dump_config(config: Config) -> str:
 
 
 def check_scripts(config: Config, path: Path | None = None) -> None:
-    """Refuse a configuration whose commands cannot start: a program, or a Python script, that is not there.
+    """Refuse a configuration whose tasks cannot start: a program, Python script or function that is not there.
 
     Args:
         config: what to check.
         path: its file, for the line in the error; the error names only the key without it.
 
     Raises:
-        ConfigError: names the first such command's key, and what was looked for.
+        ConfigError: names the first such key, and what was looked for.
     """
-    seen: set[tuple[str, ...]] = set()
-    for key, argv in _commands(config):
-        names = _names(argv)
-        if names in seen:  # a grid of a thousand environments asks the file system once
-            continue
-        seen.add(names)
-        program, *script = names
-        if _find_program(program, config.base) is None:
-            if "/" in program and (config.base / program).is_file():
-                _refuse(path, key, f"program {program!r} is not executable", f"chmod +x {config.base / program}")
-            _refuse(path, key, f"program {program!r} not found", _beside(config.base, program))
-        if script and not (config.base / script[0]).is_file():
-            _refuse(path, key, f"no script {script[0]!r} in {config.base}", _beside(config.base, script[0]))
+    seen: set[object] = set()  # a grid of a thousand environments asks the file system once
+    values = {"update": len(config.environments.resolve()), "check": 1}
+    first, *others = config.learners
+    tasks = config.tasks
+    several = [entry for entry in tasks if entry[0][0] != "environments"]
+    for learner, (table, task, own) in (*((first, e) for e in tasks), *((o, e) for o in others for e in several)):
+        if task.function is not None:
+            function = named.Named(task.function, str(config.base), own, learner.parameters)
+            what: object = (function.name, tuple(own), tuple(learner.parameters))
+            if what not in seen:
+                _check_function(path, (*table, "function"), function, values.get(str(table[0]), 0))
+        else:
+            what = names = _names(task.argv_with({**learner.parameters, **own}))
+            if what not in seen:
+                _check_script(config, path, (*table, "command"), *names)
+        seen.add(what)
+
+
+def _check_function(path: Path | None, key: KeyPath, function: named.Named, values: int) -> None:
+    try:
+        named.check(function, values)
+    except ConfigError as error:
+        _refuse(path, key, error.message, error.hint)
+
+
+def _check_script(config: Config, path: Path | None, key: KeyPath, program: str, script: str = "") -> None:
+    if _find_program(program, config.base) is None:
+        if "/" in program and (config.base / program).is_file():
+            _refuse(path, key, f"program {program!r} is not executable", f"chmod +x {config.base / program}")
+        _refuse(path, key, f"program {program!r} not found", _beside(config.base, program))
+    if script and not (config.base / script).is_file():
+        _refuse(path, key, f"no script {script!r} in {config.base}", _beside(config.base, script))
 
 
 def read_toml(path: Path) -> tuple[dict[str, Any], TomlLines]:
@@ -165,16 +185,6 @@ def _dotted(key: Iterable[str | int]) -> str:
     for part in key:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
-
-
-def _commands(config: Config) -> Iterator[tuple[KeyPath, tuple[str, ...]]]:
-    listed = config.environments.listed or ()
-    for index, environment in enumerate(config.environments.resolve()):
-        own = bool(listed) and listed[index].command is not None
-        yield ("environments", *(("list", index) if own else ()), "command"), environment.argv
-    yield ("update", "command"), config.update.argv
-    if config.check is not None:
-        yield ("check", "command"), config.check.argv
 
 
 def _names(argv: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rose_hpc.config_environments import Environments, Stage
+from rose_hpc.config_environments import Environments, Stage, Task
+from rose_hpc.config_sweep import ListedLearner
 from rose_hpc.config_types import (
     Count,
     Gigabytes,
@@ -23,7 +24,9 @@ from rose_hpc.config_types import (
     Option,
     as_path,
     as_tuple,
+    fault,
 )
+from rose_hpc.errors import ConfigError
 from rose_hpc.metrics import MODEL_REWARD, operator_for
 
 
@@ -163,6 +166,40 @@ class Config(Model):
     """RADICAL-Pilot's settings."""
     slurm: Slurm = Slurm()
     """Slurm's settings."""
+
+    @property
+    def learners(self) -> tuple[ListedLearner, ...]:
+        """The learners, by their numbers."""
+        return (ListedLearner(),)
+
+    @property
+    def tasks(self) -> list[tuple[tuple[str | int, ...], Task, dict[str, Any]]]:
+        """Everything that runs: the table that has its command or function, itself, and its own parameters."""
+        environments = enumerate(self.environments.resolve())
+        found: list[tuple[tuple[str | int, ...], Task, dict[str, Any]]] = [
+            (("environments", *self.environments.table_of(index)), each, each.parameters)
+            for index, each in environments
+        ]
+        found.append((("update",), self.update, {}))
+        return [*found, (("check",), self.check, {})] if self.check is not None else found
+
+    @model_validator(mode="after")
+    def _fills(self) -> Config:
+        """Every placeholder of a command is a parameter, and no parameter has two meanings."""
+        learners = {tuple(each.parameters): each.parameters for each in self.learners}  # a name is filled, or is not
+        seen: set[tuple[str | None, tuple[str, ...]]] = set()
+        for table, task, own in self.tasks:
+            if (task.command, tuple(own)) in seen:
+                continue
+            seen.add((task.command, tuple(own)))
+            for parameters in learners.values():
+                if both := own.keys() & parameters.keys():
+                    raise fault(f"{min(both)!r} is a parameter of the environments too; rename one of them", "sweep")
+                try:
+                    task.argv_with({**parameters, **own})
+                except ConfigError as error:
+                    raise fault(str(error), *table, "command") from None
+        return self
 
     @model_validator(mode="after")
     def _ends(self) -> Config:

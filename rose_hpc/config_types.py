@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +14,7 @@ from pydantic import JsonValue as Json
 from pydantic_core import PydanticCustomError
 
 from rose_hpc.commands import PYTHON
+from rose_hpc.named import check_name
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -61,6 +64,7 @@ def _finite(value: Any) -> bool:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
+FunctionName = Annotated[str, AfterValidator(check_name)]
 Line = Annotated[str, AfterValidator(_check_line)]
 Lines = Annotated[tuple[Line, ...], BeforeValidator(as_tuple)]
 Option = Annotated[Line, AfterValidator(_check_option)]
@@ -85,6 +89,12 @@ class Model(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+
+def combined(grid: Mapping[str, Sequence[Any]] | None) -> list[dict[str, Any]]:
+    """Every combination of a grid's values, the last key varying fastest; one without any of no grid."""
+    grid = grid or {}
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def fault(text: str, *key: str | int) -> PydanticCustomError:

@@ -161,6 +161,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
             check_fits(workflow, cores, nodes)
         session.begin(run_facts(workflow, config.seed), changes, engine_name)
         _check_origin(session)
+        session.check_scripts(workflow.modules, workflow.cwd)
         try:
             failpoints.hit("engine-starting")
             await backend  # the supervisor starts while asyncflow is imported

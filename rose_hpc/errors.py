@@ -13,7 +13,8 @@
     │   ├── SchemaError              columns, dtypes or shapes that do not fit each other
     │   └── DamagedError             bytes that are not the ones that were written; names the files
     ├── TaskError                    a rank or stage failed; names it, its log and its last lines
-    │   └── TaskTimeoutError         it ran longer than its timeout_s (also TimeoutError)
+    │   ├── TaskTimeoutError         it ran longer than its timeout_s (also TimeoutError)
+    │   └── CallError                a function that cannot be called, or whose value cannot be kept
     └── EngineError                  the execution backend failed, ended, or never started
 
 Interrupted (a SystemExit)           the driver was told to stop; exit code 130
@@ -95,6 +96,10 @@ class TaskError(RoseHpcError):
 
 class TaskTimeoutError(TaskError, TimeoutError):
     """A rank or stage that ran longer than its ``timeout_s``."""
+
+
+class CallError(TaskError):
+    """A function that cannot be called, or whose value cannot be kept; the message goes on from "it"."""
 
 
 class EngineError(RoseHpcError):

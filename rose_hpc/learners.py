@@ -19,6 +19,7 @@ from rose_hpc.driver import interrupts, run_facts
 from rose_hpc.errors import Interrupted, UsageError
 from rose_hpc.execution.engine import Engine
 from rose_hpc.loop import Loop
+from rose_hpc.named import takes
 from rose_hpc.registration import F, Registering
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
@@ -27,7 +28,7 @@ from rose_hpc.stages import Stages
 from rose_hpc.states import IterationState, LearnerConfig
 from rose_hpc.tracking import TrackerBase
 from rose_hpc.tries import Tries
-from rose_hpc.workflow import Workflow, takes
+from rose_hpc.workflow import Workflow
 
 log = logging.getLogger(__name__)
 

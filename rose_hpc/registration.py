@@ -28,11 +28,11 @@ class Registered:
 
     def work(self) -> Work:
         options = dict(self.decor_kwargs)
-        timeout_s = options.pop("timeout_s", None)
+        limits = {key: options.pop(key, None) for key in ("timeout_s", "max_rss_gb")}
         try:
             resources = Resources(**options)
         except TypeError:
-            known = {"timeout_s", *Resources.__dataclass_fields__}
+            known = {*limits, *Resources.__dataclass_fields__}
             unknown = ", ".join(sorted(options.keys() - known))
             raise UsageError(
                 f"{self.func.__name__}: unknown option {unknown}", hint=f"known: {', '.join(sorted(known))}"
@@ -42,8 +42,8 @@ class Registered:
                 raise UsageError(
                     f"{self.func.__name__} must be async", hint="write `async def`, returning the command line"
                 )
-            return Work(make_command=self.func, timeout_s=timeout_s, resources=resources)
-        return Work(function=self.func, timeout_s=timeout_s, resources=resources)
+            return Work(make_command=self.func, resources=resources, **limits)
+        return Work(function=self.func, resources=resources, **limits)
 
     def manifest(self) -> TaskManifest:
         return TaskManifest(

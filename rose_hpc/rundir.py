@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import uuid
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rose_hpc import failpoints
 from rose_hpc.errors import RunError, UsageError
 from rose_hpc.publishing import write_file
+
+_LEARNER = re.compile(r"learner-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,32 @@ class RunDir:
         parts = (f"iter-{iteration:04d}", stage, environment)
         return self.logs / ("-".join(part for part in parts if part) + ".log")
 
+    def learner(self, number: int) -> RunDir:
+        """The folder of one of several learners: a run directory in this one."""
+        return RunDir(self.path / f"learner-{number}")
+
+    @property
+    def learners(self) -> list[RunDir]:
+        """The learners that have begun, by number."""
+        found = (RunDir(path.parent) for path in self.path.glob("learner-*/journal.jsonl"))
+        return sorted((run for run in found if _LEARNER.fullmatch(run.name)), key=lambda run: run.number)
+
+    @property
+    def number(self) -> int:
+        """Which learner this is, by its name; 0 for a run as such."""
+        match = _LEARNER.fullmatch(self.name)
+        return int(match[1]) if match else 0
+
+    @cached_property
+    def within(self) -> RunDir | None:
+        """The run of which this is a learner, if it is one."""
+        around = RunDir(self.path.parent)
+        return around if _LEARNER.fullmatch(self.name) and around.journal.is_file() else None
+
     def command(self, verb: str) -> str:
-        """What to type, in whatever folder, whatever characters the path has."""
+        """What to type, in whatever folder, whatever characters the path has; a learner goes on with its run."""
+        if self.within is not None and verb in ("resume", "cancel", "watch"):
+            return self.within.command(verb)
         return f"rose-hpc {verb} {shlex.quote(str(self.path))}"
 
     def relative(self, path: Path) -> str:

@@ -34,11 +34,12 @@ class Task:
     """Where the calling code is in a run, and the files it was given.
 
     Attributes:
-        run: the run directory.
+        run: the run directory, of a population the learner's own.
+        learner: which of a population this is, from 0.
         iteration: counts from 0.
         stage: ``collect``, ``update`` or ``check``.
         environment: its name; empty outside ``collect``.
-        parameters: the environment's.
+        parameters: the environment's, and the learner's.
         seed: 0 <= seed < 2**31; the same whenever this iteration is repeated.
         deadline: Unix time by which the stage must have ended, if known.
         policy: update: a private copy to change in place; check: this iteration's; environments: the previous
@@ -58,6 +59,7 @@ class Task:
     shard_path: Path | None
     bank_path: Path | None
     bank_paths: tuple[Path, ...]
+    learner: int = 0
 
     @cached_property
     def rng(self) -> np.random.Generator:
@@ -141,6 +143,7 @@ def current_task() -> Task:
             shard_path=path("ROSE_HPC_SHARD"),
             bank_path=bank,
             bank_paths=tuple(Path(entry) for entry in banks),
+            learner=int(variables.get("ROSE_HPC_LEARNER") or 0),
         )
     except (ValueError, TypeError) as error:
         raise UsageError(f"a ROSE_HPC_* variable does not parse: {error}", hint=_BY_HAND) from error

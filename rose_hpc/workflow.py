@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rose_hpc.errors import UsageError
 from rose_hpc.metrics import compare
+from rose_hpc.named import Named
 
 if TYPE_CHECKING:
     from rose_hpc.config_models import Config
@@ -47,6 +47,7 @@ class Work:
         driver.
         function: a function, async or not, called in a rank.
         timeout_s: seconds from its start to TERM; None: no limit.
+        max_rss_gb: memory above which the process that called the function is replaced; None: no limit.
         resources: what it takes.
     """
 
@@ -55,11 +56,18 @@ class Work:
     function: Function | None = None
     timeout_s: float | None = None
     resources: Resources = field(default_factory=Resources)
+    max_rss_gb: float | None = None
 
     @property
     def is_function(self) -> bool:
         """Whether it is called, not executed."""
         return self.function is not None
+
+    def __str__(self) -> str:
+        """What it is, as a plan shows it: the command line, or the function with its own parameters."""
+        if isinstance(self.function, Named):
+            return str(self.function)
+        return shlex.join(self.argv) or getattr(self.function or self.make_command, "__name__", "a function")
 
     async def command(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
         """The arguments to execute.
@@ -131,6 +139,7 @@ class Workflow:
         window: iterations whose banks the update sees as one.
         verify, workers: how shards are merged.
         waves: whether environments may run one after another where not all fit at once.
+        parameters: of this learner, for every task (environments have them beside their own).
     """
 
     name: str
@@ -145,6 +154,7 @@ class Workflow:
     max_concurrent: int | None = None
     waves: bool = True
     retention: Retention = field(default_factory=Retention)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.environments:
@@ -166,6 +176,12 @@ class Workflow:
         works = {f"environment {e.name}": e.work for e in self.environments} | {"update": self.update}
         return works | ({"check": self.criterion.work} if self.criterion else {})
 
+    @property
+    def modules(self) -> list[str]:
+        """Files, from the working folder, of the functions that a configuration names."""
+        functions = (work.function for work in self.works.values())
+        return list(dict.fromkeys(function.file for function in functions if isinstance(function, Named)))
+
 
 def check_name(name: str) -> None:
     """Refuse a name that could not be a file's, or an environment's.
@@ -177,34 +193,35 @@ def check_name(name: str) -> None:
         raise UsageError(f"the name {name!r} must be 1 to 64 of A-Z a-z 0-9 _ . - (and not '.' or '..')")
 
 
-def takes(function: Function, count: int, keywords: Mapping[str, Any]) -> bool:
-    """Whether ``function`` can be called with ``count`` values and ``keywords``; True where nobody can tell."""
-    try:
-        inspect.signature(function).bind(*range(count), **keywords)
-    except TypeError:
-        return False
-    except ValueError:
-        return True
-    return True
+def from_config(config: Config, learner: Mapping[str, Any] | None = None) -> Workflow:
+    """The workflow of a configuration file.
 
+    Args:
+        config: the configuration.
+        learner: the parameters of one learner of its sweep.
+    """
+    parameters = dict(learner or {})
 
-def from_config(config: Config) -> Workflow:
-    """The workflow of a configuration file."""
-
-    def work(stage: Any) -> Work:
-        resources = Resources(stage.ranks, stage.cores_per_rank, stage.gpus_per_rank, stage.mem_gb_per_rank)
-        return Work(argv=stage.argv, timeout_s=stage.timeout_s, resources=resources)
+    def work(task: Any, own: Mapping[str, Any]) -> Work:
+        named = Named(task.function, str(config.base), own, parameters) if task.function else None
+        return Work(
+            argv=task.argv_with({**parameters, **own}),
+            function=named,
+            timeout_s=task.timeout_s,
+            resources=Resources(task.ranks, task.cores_per_rank, task.gpus_per_rank, task.mem_gb_per_rank),
+            max_rss_gb=task.max_rss_gb,
+        )
 
     check = config.check
     return Workflow(
         name=config.name,
         cwd=config.base,
         environments=tuple(
-            Environment(e.name, work(e), dict(e.parameters), shard=e.shard or None)
+            Environment(e.name, work(e, e.parameters), {**parameters, **e.parameters}, shard=e.shard or None)
             for e in config.environments.resolve()
         ),
-        update=work(config.update),
-        criterion=None if check is None else Criterion(work(check), check.metric, check.operator, check.threshold),
+        update=work(config.update, {}),
+        criterion=None if check is None else Criterion(work(check, {}), check.metric, check.operator, check.threshold),
         max_iterations=config.loop.max_iterations,
         window=config.merge.window,
         verify=config.merge.verify,
@@ -212,6 +229,7 @@ def from_config(config: Config) -> Workflow:
         max_concurrent=config.loop.max_concurrent,
         waves=config.loop.waves,
         retention=Retention(config.retention.policies, config.retention.banks, config.retention.shards),
+        parameters=parameters,
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rose_hpc.cli import options
+from rose_hpc.named import Named
+from rose_hpc.workflow import Work
 
 
 @click.command("plan")
@@ -43,9 +44,9 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
     check_fits(workflow, cores)
     at_once = workflow.max_concurrent or max(1, cores // max(e.work.resources.cores for e in workflow.environments))
     criterion = workflow.criterion
-    stages: dict[str, Any] = {"update": {"argv": list(workflow.update.argv), "timeout_s": workflow.update.timeout_s}}
+    stages: dict[str, Any] = {"update": _work(workflow.update)}
     if criterion is not None:
-        stages["check"] = {"argv": list(criterion.work.argv), "timeout_s": criterion.work.timeout_s}
+        stages["check"] = _work(criterion.work)
     return {
         "name": workflow.name,
         "seed": config.seed,
@@ -58,8 +59,7 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
             {
                 "name": e.name,
                 "parameters": dict(e.parameters),
-                "argv": list(e.work.argv),
-                "timeout_s": e.work.timeout_s,
+                **_work(e.work),
                 "cores": e.work.resources.cores,
                 "shard": bool(e.shard),
             }
@@ -75,6 +75,12 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
             "shards": workflow.retention.shards,
         },
     }
+
+
+def _work(work: Work) -> dict[str, Any]:
+    """What runs: a command as ``argv``, or a ``function`` by name."""
+    function = work.function.name if isinstance(work.function, Named) else None
+    return {"argv": list(work.argv), "function": function, "shown": str(work), "timeout_s": work.timeout_s}
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -98,17 +104,17 @@ def describe(facts: dict[str, Any]) -> str:
             continue
         limit = _limit(e)
         values = ", ".join(f"{key}={value}" for key, value in e["parameters"].items())
-        lines.append(f"     {e['name']}{f' ({values})' if values else ''}: {shlex.join(e['argv'])}{limit}")
-    shards = any(e["shard"] for e in environments)
+        lines.append(f"     {e['name']}{f' ({values})' if values else ''}: {e['shown']}{limit}")
+    shards = any(e["shard"] or e["function"] for e in environments)
     merged = (
         "their shards, in this order, into iter-NNNN/bank.h5" if shards else "nothing, for none has to leave a shard"
     )
     lines.append(f"2. merge: {merged}")
     window = f" of the last {facts['window']} iterations" if facts["window"] > 1 else ""
     on = f", on the bank{window}" if shards else ""
-    lines.append(f"3. update{on}: {shlex.join(facts['update']['argv'])}{_limit(facts['update'])}")
+    lines.append(f"3. update{on}: {facts['update']['shown']}{_limit(facts['update'])}")
     if "check" in facts:
-        lines.append(f"4. check: {shlex.join(facts['check']['argv'])}{_limit(facts['check'])}")
+        lines.append(f"4. check: {facts['check']['shown']}{_limit(facts['check'])}")
     keep = facts["retention"]
     lines += [
         "",

@@ -56,6 +56,7 @@ class Attempt(_Plain):
         env: what is set in its environment (``ROSE_HPC_*``, thread limits), over the supervisor's own.
         log: the file that gets its output.
         timeout_s: seconds from the command's start to TERM (KILL follows 3 s later); None: no limit.
+        max_rss_gb: memory above which the process that called a function is replaced; None: no limit.
         cores: how many cores it takes, of all its ranks.
         ranks: processes it is started as; more than one is an MPI program.
         gpus: how many GPUs it takes, of all its ranks; a fraction below 1 shares one.
@@ -72,6 +73,7 @@ class Attempt(_Plain):
     env: Mapping[str, str] = field(default_factory=dict)
     log: str = ""
     timeout_s: float | None = None
+    max_rss_gb: float | None = None
     cores: int = 1
     ranks: int = 1
     gpus: float = 0.0

@@ -115,7 +115,11 @@ class Engine:
                 raise error.__cause__ from None  # our own backends say it in our own words
             raise
         outcome, value = answers.pop()
-        return outcome, cloudpickle.loads(value) if value else None
+        try:
+            return outcome, cloudpickle.loads(value) if value else None
+        except Exception as error:  # noqa: BLE001 - whatever unpickling a user's value raises
+            message = f"returned a value that cannot be received here ({type(error).__name__}: {error})"
+            return _failed(attempt, message, error), None
 
     async def _once(self, attempt: Attempt) -> tuple[Outcome, Any]:
         spec = self._scratch / f"{attempt.id}.json"

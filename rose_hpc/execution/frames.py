@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _LENGTHS = struct.Struct("!II")
-_MOST = 2**31
+#: a payload is smaller
+MOST_BYTES = 2**31
 
 Frame = tuple[dict[str, Any], bytes]
 
@@ -22,7 +23,7 @@ Frame = tuple[dict[str, Any], bytes]
 def pack(message: Mapping[str, Any], payload: bytes = b"") -> bytes:
     """The bytes of one frame."""
     body = json.dumps(message).encode()
-    if len(payload) >= _MOST:
+    if len(payload) >= MOST_BYTES:
         raise ValueError(f"a value of {len(payload)} bytes is too large to send; leave large data in files")
     return _LENGTHS.pack(len(body), len(payload)) + body + payload
 

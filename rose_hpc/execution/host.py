@@ -15,11 +15,13 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from rose_hpc import failpoints
-from rose_hpc.errors import DamagedError, FormatError, RoseHpcError
-from rose_hpc.execution.frames import pack, receive
+from rose_hpc.errors import CallError, DamagedError, FormatError, RoseHpcError
+from rose_hpc.execution import memory
+from rose_hpc.execution.frames import MOST_BYTES, pack, receive
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -38,10 +40,20 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     os.environ.update(message["env"])
     os.chdir(message["cwd"])
     failpoints.hit("function-received")
-    function, args, kwargs = cloudpickle.loads(payload)
+    try:
+        function, args, kwargs = cloudpickle.loads(payload)
+    except Exception as error:
+        raise CallError(f"cannot be called here: it does not unpickle ({type(error).__name__}: {error})") from error
     value = run_function(function, args, kwargs)
     failpoints.hit("function-returned")
-    return {"ok": True}, cloudpickle.dumps(value)
+    try:
+        pickled = cloudpickle.dumps(value)
+    except Exception as error:
+        what = f"{type(value).__name__} that cannot be sent back ({type(error).__name__}: {error})"
+        raise CallError(f"returned a {what}: leave it in a file") from error
+    if len(pickled) >= MOST_BYTES:
+        raise CallError(f"returned {len(pickled):,} bytes, which is too large to send back: leave it in a file")
+    return {"ok": True}, pickled
 
 
 def run_function(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -110,6 +122,9 @@ def answer(message: Mapping[str, Any], payload: bytes) -> Answer:
         if operation == "function":
             return call(message, payload)
         return seal(message) if operation == "seal" else merge(message)
+    except CallError as error:
+        traceback.print_exception(error)  # into the attempt's log
+        return {"ok": False, "reason": "error", "message": error.message}, b""
     except (RoseHpcError, OSError) as error:
         if operation == "function":
             return _raised(error)
@@ -134,9 +149,12 @@ def main(fd: int, service: bool) -> None:
     if service:
         importlib.import_module("rose_hpc.experience.merge")
     while (frame := receive(control)) is not None:
+        memory.forget_peak()
         message, payload = answer(*frame)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        message |= {"max_rss_mb": memory.peak_mb(), "rss_mb": memory.now_mb()}
+        with suppress(AttributeError, ValueError, OSError):  # a function may have closed or replaced them
+            sys.stdout.flush()
+            sys.stderr.flush()
         control.sendall(pack(message, payload))
 
 

@@ -30,7 +30,7 @@ from rose_hpc.execution.orphans import ATTEMPT_VARIABLE, adopt, end_all_orphans,
 TASK_VARIABLES = tuple(
     f"ROSE_HPC_{name}"
     for name in (
-        *("RUN", "ITERATION", "STAGE", "ENVIRONMENT", "PARAMETERS", "SEED", "SHARD"),
+        *("RUN", "LEARNER", "ITERATION", "STAGE", "ENVIRONMENT", "PARAMETERS", "SEED", "SHARD"),
         *("BANK", "BANKS", "POLICY", "STATE", "DEADLINE"),
     )
 )
@@ -71,6 +71,7 @@ class Host:
         self.job: Job | None = None
         self.operation = ""
         self.key: tuple[str, ...] = ()
+        self.retired = False
 
     def ask(
         self, job: Job, operation: str, message: Mapping[str, Any], payload: bytes, timeout_s: float | None
@@ -85,6 +86,11 @@ class Host:
         """Back to rest."""
         self.child.drain()
         self.job, self.child.log, self.child.end_at = None, None, float("inf")
+
+    def retire(self) -> None:
+        """End it; it is given nothing more."""
+        self.retired = True
+        self.child.ask_to_end("retired", time.monotonic())
 
 
 class Supervisor:
@@ -154,7 +160,7 @@ class Supervisor:
     def _function_host(self, attempt: Attempt) -> Host:
         """A resting host that began with this attempt's threads and GPUs: libraries read those variables once."""
         key = tuple(attempt.env.get(name, "") for name in (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES"))
-        host = next((host for host in self.hosts if host.job is None and host.key == key), None)
+        host = next((h for h in self.hosts if h.job is None and h.key == key and not h.retired), None)
         if host is None:
             host = self._new_host()
             host.key = key
@@ -275,16 +281,26 @@ class Supervisor:
             return  # too late: it has been told to end
         failpoints.hit("host-answered")
         answer, job.value = (frame[0], frame[1] or job.value)
+        self._limit_memory(host, job, answer.get("rss_mb"))
         host.release()
         if not answer["ok"]:
             job.outcome = replace(job.outcome, paths=tuple(answer.get("paths", ())))
             self._finish(job, answer["reason"], answer["message"])
         elif host.operation == "function":
+            job.outcome = replace(job.outcome, max_rss_mb=answer.get("max_rss_mb"))
             self._after_work(job)
         else:
             job.outcome = replace(job.outcome, info=answer["info"])
             self._finish(job)
         self._next_service()
+
+    def _limit_memory(self, host: Host, job: Job, rss_mb: float | None) -> None:
+        """Replace a process that holds more than its function may leave behind."""
+        limit = job.attempt.max_rss_gb
+        if host.operation == "function" and limit is not None and rss_mb is not None and rss_mb > 1024 * limit:
+            held = f"its process held {rss_mb / 1024:.2f} GB after this call, more than max_rss_gb = {limit:g}"
+            job.log.write("stderr", f"[rose-hpc] {held}: the next call begins in a fresh one\n".encode())
+            host.retire()
 
     def _host_ended(self, host: Host) -> None:
         code = host.child.reap()

@@ -99,7 +99,10 @@ FAILURES = {
         "import time; time.sleep(999)",
         "environment a failed in iteration 0: it ran longer than its timeout_s of 1",
     ),
-    "unpicklable": ("import threading; return threading.Lock()", "it raised TypeError: cannot pickle"),
+    "unpicklable": (
+        "import threading; return threading.Lock()",
+        "it returned a lock that cannot be sent back (TypeError: cannot pickle",
+    ),
 }
 
 
@@ -120,7 +123,7 @@ def test_a_failing_function_is_named(statement: str, what: str, tmp_path: Path) 
     assert f"see {log}, then" in done.stderr
     assert "last words" in log.read_text()
     assert projects.records(run, "end")[0]["state"] == "failed"
-    programs.write(tmp_path, body, "await pe.learn()")
+    programs.write(tmp_path, functions(0.5), "await pe.learn()")
     resumed = projects.rose_hpc("resume", run)
     assert resumed.returncode == 0, resumed.stderr
     assert f"warning: {tmp_path / 'program.py'} changed" in resumed.stderr

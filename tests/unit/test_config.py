@@ -65,7 +65,7 @@ def test_contract_example_is_read(load, tmp_path):
     assert config.environments.timeout_s == 600.0
     assert config.check is not None
     assert (config.check.metric, config.check.operator, config.check.threshold) == ("MODEL_REWARD", ">", 200.0)
-    assert config.update.argv == (sys.executable, "update.py")
+    assert config.update.argv_with({}) == (sys.executable, "update.py")
 
 
 def test_grid_varies_its_last_key_fastest(load):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -224,6 +226,60 @@ def test_a_function_that_hangs_is_ended(bench):
     hanging = bench.end_of(function(bench, "a", timeout_s=0.5), payload(time.sleep, 60))
     assert hanging.reason == "timeout"
     assert bench.end_of(function(bench, "b", timeout_s=60), payload(len, "ab")).ok
+
+
+def test_a_value_that_cannot_be_sent_back_is_named(bench):
+    """Its type and why, instead of a dead process; the process stays for the next call."""
+    lock = bench.end_of(function(bench, "a"), payload(threading.Lock))
+    assert lock.message.startswith("returned a lock that cannot be sent back (TypeError: cannot pickle"), lock.message
+    bad = bench.end_of(function(bench, "b"), b"no pickle")
+    assert bad.message.startswith("cannot be called here: it does not unpickle (UnpicklingError"), bad.message
+    assert bench.end_of(function(bench, "c"), payload(os.getpid)).ok
+    assert len(bench.supervisor.hosts) == 1
+
+
+def test_a_function_may_do_to_its_output_what_it_likes(bench):
+    """Nothing it prints, closes or replaces reaches the line on which its value travels."""
+
+    def noisy(how: str) -> str:
+        os.write(1, b"{}" * 50_000)
+        sys.stderr.write("to stderr\n")
+        if how == "closes":
+            sys.stdout.close()
+        elif how == "replaces":
+            sys.stdout = None  # type: ignore[assignment]  # as programs do
+        return how
+
+    for how in ("prints", "closes", "replaces"):
+        outcome = bench.end_of(function(bench, how), payload(noisy, how))
+        assert (outcome.ok, cloudpickle.loads(bench.values[how])) == (True, how), outcome.message
+    assert bench.log("prints").count("{}") == 50_000
+    assert "to stderr" in bench.log("closes")
+
+
+def test_memory_is_measured_by_call_and_limited(bench):
+    """The most a call held is its own; a process that holds too much afterwards is replaced, on record in the log."""
+
+    def hold(mb: int, *, leak: bool) -> int:
+        block = bytearray(mb * 2**20)
+        if leak:
+            sys.modules["__main__"].__dict__.setdefault("leaked", []).append(block)
+        return os.getpid()
+
+    def call(identifier: str, mb: int, *, leak: bool = False) -> tuple[float, int]:
+        outcome = bench.end_of(function(bench, identifier, max_rss_gb=0.15), payload(hold, mb, leak=leak))
+        assert outcome.ok, outcome.message
+        return outcome.max_rss_mb or 0.0, cloudpickle.loads(bench.values[identifier])
+
+    large, first = call("large", 300)
+    small, second = call("small", 0)
+    assert large > 300 > 150 > small, "a peak belongs to its own call"
+    _, third = call("leak", 200, leak=True)
+    after, fourth = call("after", 0)
+    assert first == second == third != fourth
+    assert after < 150
+    assert "more than max_rss_gb = 0.15: the next call begins in a fresh one" in bench.log("leak")
+    assert "max_rss_gb" not in bench.log("large")
 
 
 # -- shards and banks --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 
 from rose_hpc.config import load_config
 from rose_hpc.errors import UsageError
+from rose_hpc.named import takes
 from rose_hpc.workflow import (
     Criterion,
     Environment,
@@ -18,7 +19,6 @@ from rose_hpc.workflow import (
     check_fits,
     check_name,
     from_config,
-    takes,
 )
 
 WORK = Work(argv=("true",))
