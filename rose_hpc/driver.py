@@ -181,6 +181,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
                 async for _ in loop.iterations():
                     pass
             finally:
+                await carrier.close()
                 await asyncflow.shutdown()
         if session.progress.iteration == done:
             again = run.command("resume")

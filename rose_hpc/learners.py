@@ -121,10 +121,10 @@ class ReinforcementLearner(Registering):
         """
         workflow = self._workflow(max_iter, self._window)
         session, learner = self._open(workflow)
+        engine = Engine(self.asyncflow, session.run.scratch, session.run.owner, session.ownership.epoch)
         try:
             self._config = self._configured(session, initial_config)
             self._check_values(workflow)
-            engine = Engine(self.asyncflow, session.run.scratch, session.run.owner, session.ownership.epoch)
             tries = Tries(session, workflow, engine, learner=learner, arguments=self._arguments)
             self._loop = Loop(Stages(tries))
             with interrupts(self._loop):
@@ -136,6 +136,7 @@ class ReinforcementLearner(Registering):
                     await states.aclose()
         finally:
             self._loop = None
+            await engine.close()
             self._tell_stop(session)
             session.close()
 

@@ -1,4 +1,4 @@
-"""Attempts as tasks of radical.asyncflow: the backend protocol, on top of a pool of supervisors.
+"""Runs and plain tasks of radical.asyncflow: the backend protocol, on top of a pool of supervisors.
 
 Why not asyncflow's ``LocalExecutionBackend``: it joins a command and its arguments into one unquoted shell line, leaves
 the process running when its task is cancelled, and holds all output in memory. Here commands are argument lists in
@@ -40,7 +40,7 @@ class AttemptBackend:
 
     supports_implicit_data_linking = False
     supports_explicit_data_linking = False
-    #: understands ``task_description={"attempt": Attempt, ...}``; see :mod:`rose_hpc.execution.engine`
+    #: understands ``task_description={"ensemble": Ensemble}``; see :mod:`rose_hpc.execution.ensemble`
     carries_attempts = True
 
     def __init__(self, name: str, max_concurrent: int | None = None) -> None:
@@ -118,12 +118,15 @@ class AttemptBackend:
     async def _run_task(self, task: dict[str, Any]) -> None:
         state = _States.FAILED
         try:
-            options = task["task_backend_specific_kwargs"]
-            attempt = options.get("attempt") or self._plain_attempt(task)
-            payload = options.get("payload", b"") or _pickled_call(task)
-            self._callback(task, _States.RUNNING)
-            outcome, value = await self.run(attempt, payload, options.get("on_start"))
-            state = _report(task, outcome, value, None if "attempt" in options else attempt)
+            if (ensemble := task["task_backend_specific_kwargs"].get("ensemble")) is not None:
+                self._callback(task, _States.RUNNING)
+                await ensemble.serve(self)
+                task.update(stdout="", exit_code=0)
+                state = _States.DONE
+            else:
+                attempt, payload = self._plain_attempt(task), _pickled_call(task)
+                self._callback(task, _States.RUNNING)
+                state = _report(task, *await self.run(attempt, payload), attempt)
         except asyncio.CancelledError:
             state = _States.CANCELED
         except RoseHpcError as error:
@@ -197,12 +200,8 @@ def _whole(options: Mapping[str, Any], key: str, name: str) -> int:
     return value
 
 
-def _report(task: dict[str, Any], outcome: Outcome, value: bytes, plain: Attempt | None) -> str:
+def _report(task: dict[str, Any], outcome: Outcome, value: bytes, attempt: Attempt) -> str:
     """Put an outcome where asyncflow looks for it; the state it means."""
-    if plain is None:
-        task["task_backend_specific_kwargs"]["answers"].append((outcome, value))
-        task.update(stdout="", exit_code=0)
-        return _States.DONE
     task.update(stdout=outcome.stdout, stderr="" if outcome.ok else outcome.tail, exit_code=outcome.exit_code)
     if outcome.ok and value:
         import cloudpickle
@@ -211,5 +210,5 @@ def _report(task: dict[str, Any], outcome: Outcome, value: bytes, plain: Attempt
     if not outcome.ok:
         said = outcome.tail.rstrip().rpartition("\n")[2]
         message = f"task {task['name']!r} {outcome.message}{f': {said}' if said else ''}"
-        task["exception"] = TaskError(message, hint=f"see {plain.log}")
+        task["exception"] = TaskError(message, hint=f"see {attempt.log}")
     return _States.DONE if outcome.ok else _States.FAILED

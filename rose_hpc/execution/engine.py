@@ -1,8 +1,9 @@
 """Carries attempts out through a radical.asyncflow ``WorkflowEngine``, whatever its backend.
 
-On our own backends an attempt is handed over as it is, to a supervisor that is already running. On any other backend
-it becomes one engine task of its own: ``python -m rose_hpc.execution.rank --once ...`` for commands and merges, an
-asyncflow function task for functions. Either way success is what the supervisor reported, never a task's state.
+On our own backends a run is one engine task (:mod:`rose_hpc.execution.ensemble`), and an attempt is handed over as it
+is, to a supervisor that is already running. On any other backend each attempt is an engine task of its own:
+``python -m rose_hpc.execution.rank --once ...`` for commands and merges, an asyncflow function task for functions.
+Either way success is what the supervisor reported, never a task's state.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc.cores import available_cores
-from rose_hpc.errors import EngineError, RoseHpcError
+from rose_hpc.errors import EngineError
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import GRACE_S, python_argv
+from rose_hpc.execution.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class Engine:
         self._scratch = scratch
         self._owner = owner
         self._epoch = epoch
+        ours = getattr(self._backend, "carries_attempts", False)
+        self._ensemble = Ensemble(asyncflow, f"{scratch.parent.name} ensemble") if ours else None
 
     @property
     def cores(self) -> int | None:
@@ -56,7 +60,7 @@ class Engine:
     @property
     def width(self) -> int | None:
         """Attempts that may be handed over at once; None where the backend queues them itself."""
-        return None if getattr(self._backend, "carries_attempts", False) else self.cores or available_cores()
+        return None if self._ensemble is not None else self.cores or available_cores()
 
     @property
     def has_nodes(self) -> bool:
@@ -88,33 +92,28 @@ class Engine:
         """
         if (ended := getattr(self.asyncflow, "_shutdown_event", None)) is not None and ended.is_set():
             raise EngineError("the engine was shut down", hint="start a new one, and resume the run")
-        if getattr(self._backend, "carries_attempts", False):
-            return await self._carried(attempt, call, on_start)
+        if self._ensemble is not None:
+            return await self._carried(self._ensemble, attempt, call, on_start)
         if on_start is not None:
             on_start()
         return await (self._function(attempt, call) if call is not None else self._once(attempt))
 
-    async def _carried(self, attempt: Attempt, call: Call | None, on_start: OnStart | None) -> tuple[Outcome, Any]:
-        import cloudpickle
+    async def close(self) -> None:
+        """Let the run's own task of the engine end, where it has one; idempotent."""
+        if self._ensemble is not None:
+            await self._ensemble.close()
 
-        async def task() -> str:
-            return "rose_hpc attempt"  # never executed: the backend carries out the attempt itself
+    async def _carried(
+        self, ensemble: Ensemble, attempt: Attempt, call: Call | None, on_start: OnStart | None
+    ) -> tuple[Outcome, Any]:
+        import cloudpickle
 
         try:
             payload = b"" if call is None else cloudpickle.dumps(call)
         except Exception as error:  # noqa: BLE001 - whatever the pickling of a user's values raises
             message = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
             return _failed(attempt, message, error), None
-        answers: list[tuple[Outcome, bytes]] = []  # not the task's own result, which asyncflow keeps for ever
-        options = {"attempt": attempt, "payload": payload, "on_start": on_start, "answers": answers}
-        task.__name__ = attempt.id
-        try:
-            await self._await(self.asyncflow.executable_task(task)(task_description=options))
-        except EngineError as error:
-            if isinstance(error.__cause__, RoseHpcError):
-                raise error.__cause__ from None  # our own backends say it in our own words
-            raise
-        outcome, value = answers.pop()
+        outcome, value = await ensemble.run(attempt, payload, on_start)
         try:
             return outcome, cloudpickle.loads(value) if value else None
         except Exception as error:  # noqa: BLE001 - whatever unpickling a user's value raises

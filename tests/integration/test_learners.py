@@ -110,11 +110,11 @@ FAILURES = {
 def test_a_failing_function_is_named(statement: str, what: str, tmp_path: Path) -> None:
     """Whatever a function does, the driver lives, names it with its log, and the program can be resumed when mended."""
     body = functions(0.5)
-    if "sleep" in statement:
-        body = body.replace('name="a", as_exec', 'name="a", timeout_s=1, as_exec')
     broken = body.replace(
         "task = rose_hpc", f"print('last words', flush=True); {statement}\n        task = rose_hpc", 1
     )
+    if "sleep" in statement:
+        broken = broken.replace('name="a", as_exec', 'name="a", timeout_s=1, as_exec')
     done = programs.run(programs.write(tmp_path, broken, "await pe.learn()"))
     assert done.returncode == 1
     assert what in done.stderr
