@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rose_hpc.errors import DamagedError, ExperienceError, SchemaError
 from rose_hpc.experience.episodes import Episodes, joined, read_episodes
 from rose_hpc.experience.files import opened
+from rose_hpc.experience.header import read_info
 from rose_hpc.experience.replay import ahead as draw_ahead
 from rose_hpc.experience.replay import choose_episodes, choose_sequences, rows_of, take
 from rose_hpc.experience.schema import Column, ShardInfo, difference
@@ -77,8 +78,6 @@ class ExperienceBank:
             DamagedError: cut short, or its header altered. Bytes of columns are not verified here.
             SchemaError: parts with other columns, dtypes or shapes.
         """
-        from rose_hpc.experience.format import read_info  # here: h5py is needed for opening only
-
         paths = [path] if isinstance(path, str | os.PathLike) else list(path)
         if not paths:
             raise ExperienceError("there is no bank to open", hint="give at least one path")

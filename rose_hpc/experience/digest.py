@@ -7,12 +7,14 @@ the column's bytes alone: not on the file around them, nor on the blocks they we
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 
 import xxhash
 
 #: bytes of a column under one leaf of its tree (part of the format)
 CHUNK = 4 * 1024 * 1024
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 class ChunkDigests:
@@ -49,6 +51,11 @@ class ChunkDigests:
         if self._leaf is not None:
             self.digests[(self._at - 1) // CHUNK] = self._leaf.digest()
         self._leaf = None
+
+
+def is_digest(text: str) -> bool:
+    """Whether it has the form of one."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def chunks_in(size: int) -> int:

@@ -45,10 +45,10 @@ class Limits:
 
 
 def read_foreign(paths: Sequence[str | Path], limits: Limits | None = None) -> list[ShardInfo]:
-    """What files say of themselves, as :func:`rose_hpc.experience.format.read_info` has it.
+    """What files say of themselves, as :func:`rose_hpc.experience.format.examine` has it.
 
     Raises:
-        FormatError, SchemaError, DamagedError: as ``read_info`` does; a DamagedError also for a file that HDF5 crashed
+        FormatError, SchemaError, DamagedError: as ``examine`` does; a DamagedError also for a file that HDF5 crashed
             on or was not done with in time. All damaged files are named at once.
     """
     limits = limits or Limits(seconds=60 + len(paths) // 10)
@@ -154,10 +154,10 @@ def _limit(request: dict[str, Any]) -> None:
 
 
 def _answer(request: dict[str, Any], path: str) -> dict[str, Any]:
-    from rose_hpc.experience.format import read_info
+    from rose_hpc.experience.format import examine
 
     try:
-        info = _import(request, Path(path)) if request["op"] == "import" else read_info(path)
+        info = _import(request, Path(path)) if request["op"] == "import" else examine(path)
         return {"value": info.to_json()}
     except ExperienceError as error:
         facts = {"error": type(error).__name__, "message": error.message, "hint": error.hint}

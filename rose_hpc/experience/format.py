@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
 
 from rose_hpc.errors import DamagedError, FormatError, SchemaError
 from rose_hpc.experience.episodes import Episodes
-from rose_hpc.experience.hdf5 import read_attribute, read_floats, reading, write_attribute, writing
+from rose_hpc.experience.hdf5 import read_attribute, reading, write_attribute, writing
+from rose_hpc.experience.header import FORMAT, VERSION, append_footer, encode
+from rose_hpc.experience.header import read_info as read_info
 from rose_hpc.experience.schema import (
-    FLAGS,
     RESERVED,
-    REWARDS,
     Column,
     ShardInfo,
     check_dtype,
@@ -31,15 +31,14 @@ from rose_hpc.experience.schema import (
     dtype_name,
     in_order,
     renamed,
+    type_reason,
 )
-from rose_hpc.experience.stats import STATS_FIELDS, Stats, stats_shape
+from rose_hpc.experience.stats import stats_size
 
-FORMAT = "rose_hpc.experience"
-VERSION = 1
 #: no shard has more of either; counting is the first thing that is done with a file
 _MAX_COLUMNS, _MAX_ATTRIBUTES = 4096, 1024
-#: attributes of a dataset that hold its statistics
-_STATS_ATTRIBUTES = dict(zip(STATS_FIELDS, ("count", "mean", "M2", "min", "max", "nans"), strict=True))
+#: bytes that HDF5's oldest format has for an attribute, less what else the attribute consists of
+_OLD_ATTRIBUTE_BYTES = 60_000
 #: filters that HDF5 itself brings: others are plugins, that is code found by name
 _FILTERS = frozenset(
     getattr(h5py.h5z, f"FILTER_{name}") for name in ("DEFLATE", "SHUFFLE", "FLETCHER32", "SZIP", "NBIT", "SCALEOFFSET")
@@ -55,69 +54,109 @@ def create(path: Path, columns: Mapping[str, Column], rows: int) -> dict[str, Co
     Raises:
         ExperienceError: when it cannot be written.
     """
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_layout(h5py.h5d.CONTIGUOUS)
-    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    offsets = {}
-    with writing(path, "x") as file:
-        for name, column in columns.items():
-            space = h5py.h5s.create_simple((rows, *column.shape))
-            kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
-            dataset = h5py.h5d.create(file.id, None, kind, space, plist)
-            file[name] = h5py.Dataset(dataset)
-            offsets[name] = dataset.get_offset() or 0
-    return renamed(columns, offset=offsets)
+    with writing(path, "x", _room(columns)) as file:
+        return _create_columns(file.id, columns, rows)
 
 
 def write_info(path: Path, info: ShardInfo, episodes: Episodes | None = None) -> None:
-    """Write everything that is said about the content into a file that has these columns.
+    """Seal a file that has these columns: write everything that is said about the content into it.
 
     Args:
         path: the file.
         info: what is said.
         episodes: those that ``info.episodes`` is the digest of, unless the file has them already.
     """
-    own: dict[str, Any] = {"format": FORMAT, "format_version": VERSION, "kind": info.kind, "rows": info.rows}
-    if info.kind == "bank":
-        own["shard_offsets"], own["shard_names"] = np.array(info.shard_offsets, np.int64), np.array(info.shard_names)
-    if info.episodes:
-        own["episodes_digest"] = info.episodes
-    if episodes is not None:
-        own |= episodes.attributes()
     with writing(path) as file:
-        for name, column in info.columns.items():
-            dataset = h5py.h5d.open(file.id, name.encode())
-            if column.digest is not None:
-                write_attribute(dataset, "digest", column.digest)
-            for field in STATS_FIELDS if column.stats else ():
-                write_attribute(dataset, _STATS_ATTRIBUTES[field], getattr(column.stats, field))
-        root = h5py.h5g.open(file.id, b"/")
-        for name, value in {**info.attributes, **own, "checksum": info.checksum()}.items():
-            write_attribute(root, name, json.dumps(value) if isinstance(value, dict) else value)
+        values = _write_attributes(file.id, info, episodes)
+    append_footer(path, info, *values)
+
+
+def create_sealed(path: Path, info: ShardInfo) -> ShardInfo:
+    """Make a sealed file that lacks nothing but the bytes of its columns; returns where they go.
+
+    Raises:
+        ExperienceError: when it cannot be written.
+    """
+    with writing(path, "x", _room(info.columns)) as file:
+        info = replace(info, columns=_create_columns(file.id, info.columns, info.rows))
+        values = _write_attributes(file.id, info, None)
+    append_footer(path, info, *values)
+    return info
+
+
+def _create_columns(file: h5py.h5f.FileID, columns: Mapping[str, Column], rows: int) -> dict[str, Column]:
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    offsets = {}
+    for name, column in columns.items():
+        space = h5py.h5s.create_simple((rows, *column.shape))
+        kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
+        offsets[name] = h5py.h5d.create(file, name.encode(), kind, space, plist).get_offset() or 0
+    return renamed(columns, offset=offsets)
+
+
+def _room(columns: Mapping[str, Column]) -> int:
+    """Bytes for all that is not columns, so that it lies in one piece at the start of the file; a guess."""
+    return 1536 + sum(640 + 8 * stats_size(column.shape) for column in columns.values())
+
+
+def _write_attributes(file: h5py.h5f.FileID, info: ShardInfo, episodes: Episodes | None) -> tuple[bytes, bytes]:
+    """Everything that is said, twice: plain, for people, and as the header, for us; returns the latter's values."""
+    plain: dict[str, Any] = {"format": FORMAT, "format_version": VERSION, "kind": info.kind, "rows": info.rows}
+    if info.kind == "bank":
+        plain["shard_offsets"], plain["shard_names"] = (
+            np.array(info.shard_offsets, np.int64),
+            np.array(info.shard_names),
+        )
+    if episodes is not None:
+        plain |= episodes.attributes()
+    header, statistics = encode(info)
+    for name, value in {**info.attributes, **plain, "header": header, "statistics": statistics}.items():
+        write_attribute(file, name, json.dumps(value) if isinstance(value, dict) else value)
+    return header, statistics.tobytes()
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_info(path: str | Path) -> ShardInfo:
-    """What a shard or bank says of itself; no row is read.
+def examine(path: str | Path) -> ShardInfo:
+    """What :func:`read_info` says, once everything that HDF5 finds in the file has been looked at too.
+
+    The checksum of a sealed file tells that nothing was altered since. This is for files whose writer may be anybody:
+    whoever opens them with HDF5 afterwards is not led elsewhere, and sees what we see.
 
     Raises:
-        FormatError: not a shard or bank, not one of this version, or one with anything in it that the format refuses.
+        FormatError, SchemaError, DamagedError: as ``read_info``.
+    """
+    path = Path(path)
+    info = read_info(path)
+    with reading(path) as file:
+        found = survey(file, path)
+    for name, reason in found.reasons.items():
+        raise FormatError(f"{path}: column '{name}' {reason}", hint="write it again")
+    said = {name: replace(column, digest=None, stats=None) for name, column in info.columns.items()}
+    plain = json.dumps({name: found.attributes.get(name) for name in info.attributes})
+    if said != found.columns or info.rows != found.rows or plain != json.dumps(info.attributes):
+        raise DamagedError(f"{path} is damaged: its header is not that of its content", paths=[str(path)])
+    return info
+
+
+def refuse(path: Path) -> NoReturn:
+    """Say why a file without a footer is no shard or bank.
+
+    Raises:
+        FormatError: not HDF5, not ours, not of this version, or one with anything in it that the format refuses.
         SchemaError: columns that no shard may have.
         DamagedError: cut short, or altered.
     """
-    path = Path(path)
     with reading(path) as file:
         _check_format(file, path)
-        found = survey(file, path)
-        for name, reason in found.reasons.items():
+        for name, reason in survey(file, path).reasons.items():
             raise FormatError(f"{path}: column '{name}' {reason}", hint="seal it first: rose_hpc.experience.shard.seal")
-        info = _info_of(file, path, found)
-        if read_attribute(file.id, "checksum") != info.checksum():
-            raise DamagedError(f"{path} is damaged: what it says of itself has been altered", paths=[str(path)])
-        return info
+    hint = "other programs may read a sealed file, not change it; write it anew"
+    raise DamagedError(f"{path} is damaged: it was altered after it was sealed", paths=[str(path)], hint=hint)
 
 
 @dataclass(frozen=True)
@@ -165,14 +204,23 @@ def survey(file: h5py.File, path: Path) -> Survey:
         rows = lengths[name] = int(dataset.shape[0])
         if not reason and rows and column.offset + rows * column.row_bytes > size:
             raise DamagedError(f"{path} is damaged: column '{name}' reaches beyond its end", paths=[str(path)])
-        if reason := reason or _dtype_reason(name, column):
+        if reason := reason or type_reason(name, column.dtype):
             reasons[name] = reason
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
         raise SchemaError(f"{path}: columns of different lengths: {text}", hint="give each one row per transition")
-    sealed = h5py.h5a.exists(file.id, b"checksum")
+    sealed = read_attribute(file.id, "format") == FORMAT
     attributes = _attributes_of(file, heaps=not sealed)
+    if columns and file.id.get_create_plist().get_version()[0] < 2 and not _fits_old(columns, attributes):
+        reasons[next(reversed(columns))] = "has more statistics than HDF5's oldest format keeps"
     return Survey(in_order(columns), next(iter(lengths.values()), 0), reasons, attributes, sealed)
+
+
+def _fits_old(columns: Mapping[str, Column], attributes: Mapping[str, Any]) -> bool:
+    """Whether what sealing says of them fits into attributes of a file in HDF5's oldest format."""
+    numbers = sum(stats_size(column.shape) for column in columns.values())
+    header = 256 * len(columns) + len(json.dumps(attributes)) + len(json.dumps(list(columns)))
+    return max(8 * numbers, header) < _OLD_ATTRIBUTE_BYTES
 
 
 def check_dataset(dataset: h5py.h5d.DatasetID, name: str, path: Path) -> None:
@@ -236,42 +284,3 @@ def _column_of(dataset: h5py.h5d.DatasetID, name: str, path: Path) -> Column:
     if not dataset.shape or not all(dataset.shape[1:]):
         raise SchemaError(f"{where} has shape {dataset.shape}", hint="the first axis is rows, and a row has an element")
     return Column(dtype_name(dtype), tuple(map(int, dataset.shape[1:])), dataset.get_offset() or 0)
-
-
-def _dtype_reason(name: str, column: Column) -> str | None:
-    if name == REWARDS and np.dtype(column.dtype).kind != "f":
-        return f"is {column.dtype}, not floating"
-    if name in FLAGS and column.dtype != "bool":
-        return f"is {column.dtype}, not bool"
-    return None
-
-
-def _info_of(file: h5py.File, path: Path, found: Survey) -> ShardInfo:
-    digests, stats = {}, {}
-    for name, column in found.columns.items():
-        dataset = h5py.h5d.open(file.id, name.encode())
-        digests[name], stats[name] = read_attribute(dataset, "digest"), _stats_of(dataset, column)
-    kind, rows, offsets, names = read_attribute(file.id, "kind"), found.rows, (0, found.rows), (path.stem,)
-    if kind == "bank":
-        offsets = tuple(np.asarray(read_attribute(file.id, "shard_offsets"), dtype=np.int64).tolist())
-        names = tuple(np.asarray(read_attribute(file.id, "shard_names")).tolist())
-    fit = len(offsets) == len(names) + 1 and (offsets[0], offsets[-1]) == (0, rows) and list(offsets) == sorted(offsets)
-    if kind not in ("shard", "bank") or read_attribute(file.id, "rows") != rows or not fit:
-        raise DamagedError(f"{path} is damaged: its attributes do not fit its columns", paths=[str(path)])
-    return ShardInfo(
-        path=path,
-        kind=kind,
-        rows=rows,
-        bytes=path.stat().st_size,
-        columns=renamed(found.columns, digest=digests, stats=stats),
-        attributes=found.attributes,
-        shard_offsets=offsets,
-        shard_names=names,
-        episodes=read_attribute(file.id, "episodes_digest"),
-    )
-
-
-def _stats_of(dataset: h5py.h5d.DatasetID, column: Column) -> Stats | None:
-    arrays = [read_floats(dataset, name, stats_shape(column.shape)) for name in _STATS_ATTRIBUTES.values()]
-    known = [array for array in arrays if array is not None]
-    return Stats(*known) if len(known) == len(arrays) else None

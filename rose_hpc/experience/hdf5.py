@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,18 +10,21 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError
+from rose_hpc.experience.header import SIGNATURE
 
 #: HDF5 1.8's file format: every later version reads it, its metadata have checksums (the oldest format's have none, and
 #: flipped bits make HDF5 crash, hang or see other data), and attributes may be larger than 64 KiB, as shards' names may
-_LIBVER = ("v108", "v110")
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_LIBVER = (h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V110)
 #: larger attributes are nobody's we know
 _MAX_ATTRIBUTE_BYTES = 256 * 1024 * 1024
 #: start of a column: a cache line
 _ALIGNMENT = 64
+#: HDF5 allots its metadata in blocks of at least so many bytes
+_META_BLOCK = 2048
+#: attributes of a new file's root that are kept in its object header, which is found and read faster than a heap
+_COMPACT_ATTRIBUTES = 64
 
 
 @contextmanager
@@ -43,16 +47,32 @@ def reading(path: Path) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def writing(path: Path, mode: str = "r+") -> Iterator[h5py.File]:
+def writing(path: Path, mode: str = "r+", room: int = 0) -> Iterator[h5py.File]:
     """A file that is private to its writer, open for changes.
+
+    Args:
+        path: the file.
+        mode: ``x`` for a new one.
+        room: bytes of metadata that a new file keeps in one piece at its start.
 
     Raises:
         ExperienceError: when it cannot be written (no access, disk full).
     """
-    alignment = {"alignment_threshold": 1, "alignment_interval": _ALIGNMENT}
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_libver_bounds(*_LIBVER)
+    access.set_file_locking(False, True)
+    access.set_alignment(1, _ALIGNMENT)
+    access.set_meta_block_size(max(room, _META_BLOCK))
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_attr_phase_change(_COMPACT_ATTRIBUTES, 0)
     try:
-        with h5py.File(path, mode, libver=_LIBVER, locking=False, **alignment) as file:
-            yield file
+        if mode == "x":
+            file = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, creation, access)
+        else:
+            file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR, access)
+        with h5py.File(file) as opened:  # whose end closes all that was opened through it
+            yield opened
     except RoseHpcError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError) as error:
@@ -63,7 +83,7 @@ def read_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, *, he
     """A plain attribute: text, a number, a bool, or an array of them; None for one that is missing, or anything else.
 
     Args:
-        item: the low-level identifier of a root or dataset: a merge reads some fifty attributes of each shard.
+        item: the low-level identifier of a file (that is: its root) or dataset.
         name: of the attribute.
         heaps: read text of variable length too, as plain h5py and most programs write it. In damaged files HDF5 may
             crash or hang on that, so it is for files that nobody has sealed yet.
@@ -89,42 +109,36 @@ def read_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, *, he
     return value if value.ndim else value.item()
 
 
-def read_floats(item: h5py.h5d.DatasetID, name: str, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
-    """An attribute of floating numbers of a known shape, five times as fast; None when it is missing, or another."""
-    if not h5py.h5a.exists(item, name.encode()):
-        return None
-    attribute = h5py.h5a.open(item, name.encode())
-    if attribute.shape != shape or attribute.get_type().get_class() != h5py.h5t.FLOAT:
-        return None
-    value = np.empty(shape)
-    attribute.read(value, mtype=h5py.h5t.NATIVE_DOUBLE)
-    return value
-
-
-def write_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, value: Any) -> None:
+def write_attribute(item: h5py.h5f.FileID | h5py.h5d.DatasetID, name: str, value: Any) -> None:
     """Write a plain attribute, replacing one of that name. Text is of fixed length: it is read without heaps."""
-    data = np.asarray(value)
+    data = np.asarray(value.encode() if isinstance(value, str) else value)
     data = np.char.encode(data, "utf-8") if data.dtype.kind == "U" else np.ascontiguousarray(data).reshape(data.shape)
-    is_text = data.dtype.kind == "S"
-    dtype = h5py.string_dtype("utf-8", max(1, data.dtype.itemsize)) if is_text else data.dtype
     space = h5py.h5s.create_simple(data.shape) if data.ndim else h5py.h5s.create(h5py.h5s.SCALAR)
     if h5py.h5a.exists(item, name.encode()):
         h5py.h5a.delete(item, name.encode())
-    kind = h5py.h5t.py_create(dtype, logical=True)
+    kind = _text_type(data.dtype.itemsize) if data.dtype.kind == "S" else h5py.h5t.py_create(data.dtype, logical=True)
     h5py.h5a.create(item, name.encode(), kind, space).write(data, mtype=kind)
+
+
+def _text_type(size: int) -> h5py.h5t.TypeStringID:
+    kind = h5py.h5t.C_S1.copy()
+    kind.set_size(max(1, size))
+    kind.set_cset(h5py.h5t.CSET_UTF8)
+    kind.set_strpad(h5py.h5t.STR_NULLPAD)
+    return kind
 
 
 def _check_signature(path: Path) -> None:
     try:
         with open(path, "rb") as file:
-            start = file.read(len(_SIGNATURE))
+            start = file.read(len(SIGNATURE))
     except FileNotFoundError as error:
         raise FormatError(f"{path} does not exist") from error
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}") from error
     if not start:
         raise DamagedError(f"{path} is empty", paths=[str(path)], hint="write it again")
-    if start != _SIGNATURE:
+    if start != SIGNATURE:
         raise FormatError(f"{path} is not an HDF5 file", hint="shards and banks are")
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from rose_hpc.errors import SchemaError
 from rose_hpc.experience.digest import content_digest
@@ -33,14 +32,21 @@ FLAGS = ("terminations", "truncations")
 ATTRIBUTES = ("run", "iteration", "environment", "seed", "parameters")
 #: attributes that the format itself uses
 RESERVED = (
-    *("format", "format_version", "kind", "rows", "checksum", "shard_offsets", "shard_names"),
-    *("episodes_digest", "episode_starts", "episode_returns", "episode_ended"),
+    *("format", "format_version", "kind", "rows", "header", "statistics", "shard_offsets", "shard_names"),
+    *("episode_starts", "episode_returns", "episode_ended"),
 )
+
+#: what a column may consist of -> bytes of an element
+ITEM_BYTES = {
+    **{name: np.dtype(name).itemsize for name in ("bool", "int8", "uint8", "float16", "float32", "float64")},
+    **{f"{kind}{8 * size}": size for kind in ("int", "uint") for size in (2, 4, 8)},
+    **{f">{kind}{size}": size for kind in "iuf" for size in (2, 4, 8)},
+}
 
 Plain = str | int | float | bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column of a file.
 
@@ -61,7 +67,7 @@ class Column:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+        return ITEM_BYTES[self.dtype] * math.prod(self.shape)
 
     def describe(self) -> str:
         """Dtype and shape, for people: ``float32(4,)``."""
@@ -122,19 +128,6 @@ class ShardInfo:
         """Bytes of all rows."""
         return self.rows * sum(column.row_bytes for column in self.columns.values())
 
-    def checksum(self) -> str:
-        """Of everything that is said about the content, so that no bit of it changes unseen; 32 hex digits."""
-        known = {name: self.attributes[name] for name in ATTRIBUTES if name in self.attributes}
-        facts = [self.kind, self.rows, known, self.shard_offsets, self.shard_names if self.kind == "bank" else ()]
-        facts += [self.episodes] if self.episodes else []  # banks of the first days have none
-        total = xxhash.xxh3_128()
-        for name, column in sorted(self.columns.items()):
-            facts.append([name, column.dtype, column.shape, column.offset, column.digest])
-            for array in column.stats.arrays() if column.stats else ():
-                total.update(array.tobytes())
-        total.update(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
-        return total.hexdigest()
-
     def to_json(self) -> dict[str, Any]:
         """Plain data, that can travel in a message; ``digest`` is in it for the reader's convenience."""
         return {
@@ -190,6 +183,15 @@ def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
         )
 
 
+def type_reason(name: str, dtype: str) -> str | None:
+    """Why a column of that name cannot be of that dtype; None if it can."""
+    if name == REWARDS and dtype.lstrip(">")[0] != "f":
+        return f"is {dtype}, not floating"
+    if name in FLAGS and dtype != "bool":
+        return f"is {dtype}, not bool"
+    return None
+
+
 def check_name(name: str) -> None:
     """Refuse what cannot be a column's name at a file's root.
 
@@ -204,10 +206,11 @@ def difference(expected: Mapping[str, Column], found: Mapping[str, Column]) -> s
     """How two sets of columns differ, in words; empty when they do not."""
     parts = [f"no column '{name}'" for name in expected if name not in found]
     parts += [f"an unexpected column '{name}'" for name in found if name not in expected]
+    both = [(name, column, found[name]) for name, column in expected.items() if name in found]
     parts += [
-        f"'{name}' as {found[name].describe()} instead of {column.describe()}"
-        for name, column in expected.items()
-        if name in found and found[name].describe() != column.describe()
+        f"'{name}' as {theirs.describe()} instead of {ours.describe()}"
+        for name, ours, theirs in both
+        if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape)
     ]
     return ", ".join(parts)
 

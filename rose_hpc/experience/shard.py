@@ -17,8 +17,9 @@ from rose_hpc.errors import ExperienceError, SchemaError
 from rose_hpc.experience.buffers import ColumnBuffer, Store
 from rose_hpc.experience.cells import Cell
 from rose_hpc.experience.files import fsync_path, opened, publishing
-from rose_hpc.experience.format import Survey, create, read_info, survey, write_info
+from rose_hpc.experience.format import Survey, create_sealed, refuse, survey, write_info
 from rose_hpc.experience.hdf5 import reading
+from rose_hpc.experience.header import read_info, read_sealed
 from rose_hpc.experience.scan import scan
 from rose_hpc.experience.schema import SINGULAR, Column, ShardInfo, in_order, plain_attributes
 
@@ -187,16 +188,16 @@ class ShardWriter:
             self._staged = 0
 
     def _write(self, scratch: Path, columns: dict[str, Column]) -> ShardInfo:
-        columns = create(scratch, columns, self.rows)
+        rows, names = self.rows, (self.path.stem,)
+        info = create_sealed(
+            scratch, ShardInfo(self.path, "shard", rows, 0, columns, self._attributes, (0, rows), names)
+        )
         with opened(scratch, os.O_WRONLY) as fd:
-            for name, column in columns.items():
+            for name, column in info.columns.items():
                 at = column.offset
                 for piece in self._buffers[name].pieces:
                     at += self._store.write(piece, fd, at)
-        rows, names = self.rows, (self.path.stem,)
-        info = ShardInfo(self.path, "shard", rows, 0, columns, self._attributes, (0, rows), names)
-        write_info(scratch, info)
-        return replace(info, bytes=scratch.stat().st_size)
+            return replace(info, bytes=os.fstat(fd).st_size)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -221,18 +222,17 @@ def seal(path: str | Path, *, attributes: Mapping[str, Any] | None = None, fsync
         ExperienceError: no access, or disk full.
     """
     path, new = Path(path), plain_attributes(attributes)
-    with reading(path) as file:
-        found = survey(file, path)
-    if found.sealed:
-        info = read_info(path)
-        if not new.items() <= info.attributes.items():
-            write_info(path, replace(info, attributes=info.attributes | new))
-    elif found.reasons:
-        return _rewrite(path, found, found.attributes | new, fsync)
-    else:
+    if (info := read_sealed(path)) is None:
+        with reading(path) as file:
+            found = survey(file, path)
+        if found.sealed:
+            refuse(path)
+        if found.reasons:
+            return _rewrite(path, found, found.attributes | new, fsync)
         scanned = scan(path, found.columns, found.rows)
-        known = found.attributes | new
-        write_info(path, ShardInfo(path, "shard", found.rows, 0, scanned, known, (0, found.rows)))
+        write_info(path, ShardInfo(path, "shard", found.rows, 0, scanned, found.attributes | new, (0, found.rows)))
+    elif not new.items() <= info.attributes.items():
+        write_info(path, replace(info, attributes=info.attributes | new))
     if fsync:
         fsync_path(path)
     return read_info(path)

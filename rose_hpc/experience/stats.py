@@ -1,16 +1,16 @@
 """Running statistics of a column, taken over blocks of fixed size and combined exactly.
 
-Blocks are combined by Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-variances" (1979). A block's size follows from the shape of a row alone, so the same rows give the same statistics in
-whatever pieces they arrived.
+Any number of parts is combined at once, as Chan, Golub and LeVeque combine two ("Updating formulae and a pairwise
+algorithm for computing sample variances", 1979). A block's size follows from the shape of a row alone, so the same rows
+give the same statistics in whatever pieces they arrived.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from functools import reduce
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,33 +18,64 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+#: of :class:`Stats`, in order
+STATS_FIELDS = ("count", "mean", "m2", "min", "max", "nans")
 #: rows with more elements than this get one set of statistics over all elements
 MAX_ELEMENTS = 4096
 #: elements in a block: their float64 copy stays in a core's own cache
 _BLOCK_ELEMENTS = 65_536
 #: NumPy reduces rows of fewer elements than this slowly, so they are laid side by side first
 _WIDE = 1024
+#: so many parts are combined at once
+_PARTS = 256
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Stats:
-    """Statistics of a column: float64 arrays of a row's shape, or of shape () for rows of more than 4,096 elements.
+    """Statistics of a column, per element of a row; over all elements for rows of more than 4,096.
+
+    Each of them is a float64 array of a row's shape, or of shape ().
 
     Attributes:
-        count: values seen, NaNs left out; where it is 0, mean, min and max are NaN.
-        mean: their mean.
-        m2: the sum of their squared distances from the mean.
-        min: the least.
-        max: the greatest.
-        nans: NaNs seen.
+        values: all six, one after another: ``count, mean, m2, min, max, nans``.
     """
 
-    count: Array
-    mean: Array
-    m2: Array
-    min: Array
-    max: Array
-    nans: Array
+    values: Array
+
+    @staticmethod
+    def of(count: Any, mean: Any, m2: Any, low: Any, high: Any, nans: Any) -> Stats:
+        """From the six."""
+        return Stats(np.array((count, mean, m2, low, high, nans), np.float64))
+
+    @property
+    def count(self) -> Array:
+        """Values seen, NaNs left out; where it is 0, mean, min and max are NaN."""
+        return self.values[0, ...]
+
+    @property
+    def mean(self) -> Array:
+        """Their mean."""
+        return self.values[1, ...]
+
+    @property
+    def m2(self) -> Array:
+        """The sum of their squared distances from the mean."""
+        return self.values[2, ...]
+
+    @property
+    def min(self) -> Array:
+        """The least."""
+        return self.values[3, ...]
+
+    @property
+    def max(self) -> Array:
+        """The greatest."""
+        return self.values[4, ...]
+
+    @property
+    def nans(self) -> Array:
+        """NaNs seen."""
+        return self.values[5, ...]
 
     @property
     def std(self) -> Array:
@@ -55,32 +86,30 @@ class Stats:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Stats):
             return NotImplemented
-        return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(self.arrays(), other.arrays(), strict=True))
-
-    def arrays(self) -> tuple[Array, ...]:
-        """The six arrays, in the order of the fields."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        return np.array_equal(self.values, other.values, equal_nan=True)
 
     def to_json(self) -> dict[str, list[float | str]]:
         """Plain data: flat lists; ``"nan"``, ``"inf"`` and ``"-inf"``, which JSON has no numbers for, are strings."""
         return {
-            field.name: [value if math.isfinite(value) else repr(value) for value in array.ravel().tolist()]
-            for field, array in zip(fields(self), self.arrays(), strict=True)
+            name: [value if math.isfinite(value) else repr(value) for value in array.ravel().tolist()]
+            for name, array in zip(STATS_FIELDS, self.values, strict=True)
         }
 
     @staticmethod
     def from_json(data: dict[str, Any], shape: tuple[int, ...]) -> Stats:
         """The inverse of :meth:`to_json`, for a column with rows of ``shape``."""
-        arrays = {name: np.array([float(value) for value in data[name]]) for name in STATS_FIELDS}
-        return Stats(**{name: array.reshape(stats_shape(shape)) for name, array in arrays.items()})
-
-
-STATS_FIELDS = tuple(field.name for field in fields(Stats))
+        values = np.array([[float(value) for value in data[name]] for name in STATS_FIELDS])
+        return Stats(values.reshape(len(STATS_FIELDS), *stats_shape(shape)))
 
 
 def stats_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the statistics of a column with rows of ``shape``."""
     return shape if math.prod(shape) <= MAX_ELEMENTS else ()
+
+
+def stats_size(shape: tuple[int, ...]) -> int:
+    """How many numbers the statistics of a column with rows of ``shape`` are."""
+    return len(STATS_FIELDS) * math.prod(stats_shape(shape))
 
 
 def block_rows(shape: tuple[int, ...]) -> int:
@@ -90,8 +119,9 @@ def block_rows(shape: tuple[int, ...]) -> int:
 
 def empty_stats(shape: tuple[int, ...]) -> Stats:
     """The statistics of no rows of ``shape``."""
-    zeros, nans = np.zeros(stats_shape(shape)), np.full(stats_shape(shape), np.nan)
-    return Stats(count=zeros, mean=nans, m2=zeros, min=nans, max=nans, nans=zeros)
+    values = np.zeros((len(STATS_FIELDS), *stats_shape(shape)))
+    values[[1, 3, 4]] = np.nan
+    return Stats(values)
 
 
 def stats_of_block(block: NDArray[Any]) -> Stats:
@@ -109,12 +139,15 @@ def stats_of_block(block: NDArray[Any]) -> Stats:
         m2 = _over_rows(np.add, np.multiply(distance, distance, out=distance), width)
         low, high = (_over_rows(f, values, width).astype(np.float64) for f in (np.minimum, np.maximum))
     count, nans = np.full(width, float(rows)), np.zeros(width)
-    return Stats(*(array.reshape(shape) for array in (count, mean, m2, low, high, nans)))
+    return Stats.of(*(array.reshape(shape) for array in (count, mean, m2, low, high, nans)))
 
 
 def combine(parts: Iterable[Stats], shape: tuple[int, ...]) -> Stats:
-    """The statistics of all rows of ``parts`` together, in their order."""
-    return reduce(_combine_two, parts, empty_stats(shape))
+    """The statistics of all rows of ``parts`` together, which are of rows of ``shape``."""
+    total, waiting = empty_stats(shape).values, iter(parts)
+    while group := [part.values for part in islice(waiting, _PARTS)]:
+        total = _combined(np.stack([total, *group]))
+    return Stats(total)
 
 
 def stats_of(column: NDArray[Any]) -> Stats:
@@ -133,7 +166,7 @@ class StatsStream:
 
     def add(self, block: NDArray[Any]) -> None:
         """Take the next block."""
-        self.stats = _combine_two(self.stats, stats_of_block(block))
+        self.stats = Stats(_combined(np.stack((self.stats.values, stats_of_block(block).values))))
 
 
 def _folds(rows: int, width: int) -> int:
@@ -173,17 +206,18 @@ def _stats_with_nans(values: Array, shape: tuple[int, ...]) -> Stats:
     mean = np.where(missing, 0.0, values).sum(axis=0) / np.where(count, count, np.nan)
     m2 = np.where(missing, 0.0, (values - mean) ** 2).sum(axis=0)
     low, high = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)
-    return Stats(*(array.reshape(shape) for array in (count, mean, m2, low, high, nans)))
+    return Stats.of(*(array.reshape(shape) for array in (count, mean, m2, low, high, nans)))
 
 
-def _combine_two(a: Stats, b: Stats) -> Stats:
-    count = a.count + b.count
+def _combined(parts: Array) -> Array:
+    """The sum of statistics: ``(parts, 6, *shape)`` to ``(6, *shape)``."""
+    count, mean, m2, low, high, nans = np.moveaxis(parts, 1, 0)
+    total, seen = count.sum(axis=0), count > 0
+    first = np.take_along_axis(mean, seen.argmax(axis=0)[np.newaxis], axis=0)
+    first = np.where(np.isfinite(first), first, 0.0)  # distances from it lose no digits to a mean far from zero
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        delta = b.mean - a.mean
-        mean = a.mean + delta * (b.count / count)
-        m2 = a.m2 + b.m2 + delta * delta * (a.count * b.count / count)
-    for has_none, other in ((a.count == 0, b), (b.count == 0, a)):
-        mean = np.where(has_none, other.mean, mean)
-        m2 = np.where(has_none, other.m2, m2)
-    arrays = (count, mean, m2, np.fmin(a.min, b.min), np.fmax(a.max, b.max), a.nans + b.nans)
-    return Stats(*map(np.asarray, arrays))
+        away = np.where(seen, mean - first, 0.0)
+        middle = (count * away).sum(axis=0) / total
+        spread = np.where(seen, m2 + count * (away - middle) ** 2, 0.0)
+    least, greatest = np.fmin.reduce(low, axis=0), np.fmax.reduce(high, axis=0)
+    return np.stack((total, first[0] + middle, spread.sum(axis=0), least, greatest, nans.sum(axis=0)))

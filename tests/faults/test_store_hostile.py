@@ -334,8 +334,8 @@ def test_every_byte_of_a_small_shard_counts(tmp_path: Path) -> None:
 _MISBEHAVE = """
 import os, signal, time
 from rose_hpc.experience import format
-real = format.read_info
-def read_info(path):
+real = format.examine
+def examine(path):
     if "crash" in str(path):
         os.kill(os.getpid(), signal.SIGSEGV)
     if "hang" in str(path):
@@ -345,7 +345,7 @@ def read_info(path):
     if "write" in str(path):
         open(str(path) + ".written", "wb", buffering=0).write(b"x" * 100)
     return real(path)
-format.read_info = read_info
+format.examine = examine
 """
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,7 +132,7 @@ def test_a_failed_rewrite_leaves_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard_module, "create", full)
+    monkeypatch.setattr(shard_module, "create_sealed", full)
     with pytest.raises(ExperienceError, match="No space left"):
         seal(path)
     assert path.read_bytes() == before
@@ -264,7 +262,7 @@ def test_hostile_and_foreign_content_is_refused_by_name(
         seal(path)
     with h5py.File(path, "r+") as file:
         write_attribute(file.id, "format", "rose_hpc.experience")
-        file.attrs["format_version"] = 1
+        file.attrs["format_version"] = 2
     with pytest.raises(error, match=text):
         read_info(path)
 
@@ -274,11 +272,11 @@ def test_other_files_and_versions_are_refused(tmp_path: Path, ours: Path) -> Non
     (tmp_path / "a.txt").write_text("not HDF5, but long enough")
     unsealed = plain(tmp_path / "plain.h5")
     with h5py.File(ours, "r+") as file:
-        file.attrs["format_version"] = 2
+        file.attrs["format_version"] = 3
     for path, text in [
         (tmp_path / "a.txt", "is not an HDF5 file"),
         (unsealed, "is not a shard or bank"),
-        (ours, "has format version 2"),
+        (ours, "has format version 3"),
         (tmp_path, "Is a directory"),
         (tmp_path / "none.h5", "does not exist"),
     ]:
@@ -294,43 +292,6 @@ def test_a_file_cut_short_is_damaged_wherever_it_is_cut(ours: Path) -> None:
         with pytest.raises(DamagedError if length not in (5,) else FormatError) as caught:
             read_info(ours)
         assert str(ours) in str(caught.value)
-
-
-_FLIP = """
-import sys
-from pathlib import Path
-import numpy as np
-from rose_hpc.errors import ExperienceError
-from rose_hpc.experience.bank import ExperienceBank
-from rose_hpc.experience.format import read_info
-path, rng = Path(sys.argv[1]), np.random.default_rng(0)
-whole, expected = path.read_bytes(), read_info(path)
-columns = expected.columns.values()
-data = {at for c in columns for at in range(c.offset, c.offset + expected.rows * c.row_bytes)}
-header = [at for at in range(len(whole)) if at not in data]
-refused = 0
-for at in rng.choice(header, 400):
-    altered = bytearray(whole)
-    altered[at] ^= 1 << rng.integers(8)
-    path.write_bytes(altered)
-    try:
-        info = read_info(path)
-        assert info == expected, at
-        with ExperienceBank.open(path) as bank:
-            bank.sample(64, rng=0)
-    except ExperienceError:
-        refused += 1
-print(refused)
-"""
-
-
-def test_flipped_bits_in_a_header_are_refused_or_change_nothing(ours: Path) -> None:
-    """No flipped bit outside the columns crashes the reader or makes it see another shard."""
-    result = subprocess.run(
-        [sys.executable, "-c", _FLIP, str(ours)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) > 100
 
 
 def test_a_header_that_declares_too_much_is_damaged(tmp_path: Path) -> None:

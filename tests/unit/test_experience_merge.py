@@ -159,7 +159,7 @@ def test_a_bank_is_the_shards_one_after_another(
     for name, column in bank.columns.items():
         assert column.stats is not None
         assert whole.columns[name].stats is not None
-        for ours, theirs in zip(column.stats.arrays(), whole.columns[name].stats.arrays(), strict=True):
+        for ours, theirs in zip(column.stats.values, whole.columns[name].stats.values, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 

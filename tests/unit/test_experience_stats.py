@@ -46,7 +46,7 @@ def test_combined_statistics_are_those_of_all_rows(blocks: list[np.ndarray]) -> 
         expected = stats_of_block(np.concatenate(blocks))
         assert np.array_equal(whole.count, expected.count)
         assert np.array_equal(whole.nans, expected.nans)
-        for ours, theirs in zip(whole.arrays(), expected.arrays(), strict=True):
+        for ours, theirs in zip(whole.values, expected.values, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-2)
     else:
         assert whole.count.tolist() == [0, 0]

@@ -1,0 +1,226 @@
+"""What a sealed file says of itself, found and checked without HDF5.
+
+Two attributes of its root hold all of it: ``header``, JSON, and ``statistics``, float64. HDF5's own end is followed by
+a footer: where the bytes of both lie, and a checksum of every byte of the file that is in no column. So a shard is
+opened with a few reads, no byte of it changes unseen (those of the columns have digests), and HDF5 parses nothing that
+was altered. docs/format.md says it in full.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError, SchemaError
+from rose_hpc.experience.digest import is_digest
+from rose_hpc.experience.files import BUFFER, UnreadableError, new_buffer, read_into, write_all
+from rose_hpc.experience.schema import ITEM_BYTES, Column, Plain, ShardInfo, check_name, type_reason
+from rose_hpc.experience.stats import STATS_FIELDS, Array, Stats, stats_shape, stats_size
+
+FORMAT = "rose_hpc.experience"
+VERSION = 2
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_MAGIC = b"RoseHpc\n"
+#: offset and bytes of the attribute "header", the same of "statistics", then the magic; the checksum is what follows
+_FOOTER = struct.Struct("<4Q8s")
+_CHECKSUM_BYTES = 16
+_FOOTER_BYTES = _FOOTER.size + _CHECKSUM_BYTES
+#: no file of ours has a larger header
+_MAX_BYTES = 256 * 1024 * 1024
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def encode(info: ShardInfo) -> tuple[bytes, Array]:
+    """The values of the two attributes."""
+    columns, known, at = {}, [np.empty(0)], 0
+    for name, column in info.columns.items():
+        facts = {"dtype": column.dtype, "shape": column.shape, "offset": column.offset, "digest": column.digest}
+        columns[name] = {**facts, "statistics": None if column.stats is None else at}
+        if column.stats is not None:
+            known.append(column.stats.values.ravel())
+            at += known[-1].size
+    facts = {"format": FORMAT, "version": VERSION, "kind": info.kind, "rows": info.rows, "columns": columns}
+    facts |= {"attributes": info.attributes}
+    if info.kind == "bank":
+        facts |= {"shard_names": info.shard_names, "shard_offsets": info.shard_offsets, "episodes": info.episodes}
+    return json.dumps(facts, separators=(",", ":")).encode("ascii"), np.concatenate(known).astype("<f8", copy=False)
+
+
+def append_footer(path: Path, info: ShardInfo, header: bytes, statistics: bytes) -> None:
+    """End a file with a footer, once HDF5 has closed it and all but its columns is as it will be.
+
+    Raises:
+        OSError: disk full, or another reason not to write.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        end = os.fstat(fd).st_size
+        checksum, places = xxhash.xxh3_128(), {header: -1, statistics: -1 if statistics else 0}
+        with mmap.mmap(fd, end, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+            for start, stop in _between(info.columns.values(), info.rows, end):
+                checksum.update(view[start:stop])
+                for value, place in places.items():
+                    places[value] = content.find(value, start, stop) if place < 0 else place
+        if min(places.values()) < 0:
+            raise ExperienceError(f"cannot seal {path}: HDF5 did not write its header in one piece")
+        footer = _FOOTER.pack(places[header], len(header), places[statistics], len(statistics), _MAGIC)
+        checksum.update(footer)
+        write_all(fd, memoryview(footer + checksum.digest()), end)
+    finally:
+        os.close(fd)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_info(path: str | Path) -> ShardInfo:
+    """What a shard or bank says of itself; no row is read, and no HDF5 needed.
+
+    Raises:
+        FormatError: not a shard or bank, not one of this version, or one with anything in it that the format refuses.
+        SchemaError: columns that no shard may have.
+        DamagedError: cut short, or altered.
+    """
+    path = Path(path)
+    if (info := read_sealed(path)) is None:
+        from rose_hpc.experience.format import refuse  # here: HDF5 is needed only to say what is wrong
+
+        refuse(path)
+    return info
+
+
+def read_sealed(path: Path) -> ShardInfo | None:
+    """What a sealed file says of itself; None for one that is not HDF5, or has no footer.
+
+    Raises:
+        FormatError: it is not there, not readable, or of another version.
+        DamagedError: altered.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} does not exist") from error
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return _read(fd, path)
+    except UnreadableError as error:
+        raise DamagedError(f"{path} is damaged: {error}", paths=[str(path)]) from error
+    except SchemaError as error:
+        raise DamagedError(f"{path} is damaged: {error.message}", paths=[str(path)]) from error
+    except RoseHpcError:
+        raise
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        text = f"{path} is damaged: its header does not parse"
+        raise DamagedError(text, paths=[str(path)]) from error
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, path: Path) -> ShardInfo | None:
+    size = os.fstat(fd).st_size
+    end = size - _FOOTER_BYTES
+    if end < len(SIGNATURE) or os.pread(fd, len(SIGNATURE), 0) != SIGNATURE:
+        return None
+    footer = _bytes(fd, end, _FOOTER_BYTES)
+    at, length, stats_at, stats_length, magic = _FOOTER.unpack_from(footer)
+    if magic != _MAGIC:
+        return None
+    if max(at + length, stats_at + stats_length) > end or max(length, stats_length) > _MAX_BYTES:
+        raise _altered(path)
+    values = np.frombuffer(_bytes(fd, stats_at, stats_length), "<f8")
+    info = _parse(json.loads(_bytes(fd, at, length)), values, path, size)
+    if any(column.offset + info.rows * column.row_bytes > end for column in info.columns.values()):
+        raise _altered(path)
+    checksum = xxhash.xxh3_128()
+    for start, stop in _between(info.columns.values(), info.rows, end):
+        for piece in range(start, stop, BUFFER):
+            checksum.update(_bytes(fd, piece, min(BUFFER, stop - piece)))
+    checksum.update(footer[: _FOOTER.size])
+    if checksum.digest() != footer[_FOOTER.size :]:
+        raise _altered(path)
+    return info
+
+
+def _between(columns: Any, rows: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are in none of its columns, in order."""
+    taken = sorted((column.offset, column.offset + rows * column.row_bytes) for column in columns if rows)
+    reached = 0
+    for start, stop in [*taken, (end, end)]:
+        if start > reached:
+            yield reached, start
+        reached = max(reached, stop)
+
+
+def _bytes(fd: int, offset: int, size: int) -> bytes:
+    data = os.pread(fd, size, offset)
+    if len(data) == size:
+        return data
+    view = new_buffer(size)  # a read may be cut short without being at the end
+    read_into(fd, view, offset)
+    return bytes(view)
+
+
+def _parse(facts: Mapping[str, Any], values: Array, path: Path, size: int) -> ShardInfo:
+    """The header as data. A checksum says that it was not altered, not that we wrote it: nothing is believed.
+
+    Raises:
+        FormatError, SchemaError: for what the format does not have.
+        ValueError, TypeError, KeyError, and their kin: likewise.
+    """
+    if facts["format"] != FORMAT or facts["version"] != VERSION:
+        raise FormatError(f"{path} has format version {facts['version']}", hint=f"this rose_hpc reads {VERSION}")
+    kind, rows, attributes = facts["kind"], _natural(facts["rows"]), facts["attributes"]
+    columns = {name: _column(name, of, values) for name, of in facts["columns"].items()}
+    for name, value in attributes.items():
+        if not isinstance(value, Plain) and not (name == "parameters" and isinstance(value, dict)):
+            raise TypeError(name)
+    offsets, names, episodes = (0, rows), (path.stem,), None
+    if kind == "bank":
+        offsets, names, episodes = tuple(facts["shard_offsets"]), tuple(facts["shard_names"]), facts["episodes"]
+    if kind not in ("shard", "bank") or not _fit(offsets, names, rows) or not (episodes is None or is_digest(episodes)):
+        raise ValueError(kind)
+    return ShardInfo(path, kind, rows, size, columns, attributes, offsets, names, episodes)
+
+
+def _fit(offsets: tuple[Any, ...], names: tuple[Any, ...], rows: int) -> bool:
+    numbers = all(type(offset) is int for offset in offsets) and all(type(name) is str for name in names)
+    ends = len(offsets) == len(names) + 1 and (offsets[0], offsets[-1]) == (0, rows)
+    return numbers and ends and all(a <= b for a, b in pairwise(offsets))
+
+
+def _column(name: str, facts: Mapping[str, Any], values: Array) -> Column:
+    check_name(name)
+    dtype, shape, digest, at = facts["dtype"], tuple(facts["shape"]), facts["digest"], facts["statistics"]
+    if not all(type(n) is int and n > 0 for n in shape) or not (digest is None or is_digest(digest)):
+        raise ValueError(name)
+    if ITEM_BYTES[dtype] and (reason := type_reason(name, dtype)):
+        raise SchemaError(f"column '{name}' {reason}")
+    stats = None
+    if at is not None:
+        stop = _natural(at) + stats_size(shape)
+        stats = Stats(values[at:stop].reshape(len(STATS_FIELDS), *stats_shape(shape)))
+    return Column(dtype, shape, _natural(facts["offset"]), digest, stats)
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(value)
+    return value
+
+
+def _altered(path: Path) -> DamagedError:
+    return DamagedError(f"{path} is damaged: what it says of itself was altered", paths=[str(path)])
