@@ -182,7 +182,7 @@ def iterations(options: argparse.Namespace) -> None:
         if options.rose:
             work = folder / "rose"
             work.mkdir()
-            python = options.rose_python or sys.executable
+            python = str((options.rose_python or Path(sys.executable)).absolute())
             arguments = (json.dumps(plain), str(options.iterations))
             told = script(ROSE, work, *arguments, python=python, PYTHONPATH=str(options.rose.absolute()))
             table.append(("ROSE on rhapsody's backend", statistics.median(told[1:])))
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--starts", type=int, default=3, help="how often each kind of pilot is started")
     parser.add_argument("--rose", type=Path, help="a checkout of ROSE, to run its loop too")
-    parser.add_argument("--rose-python", help="an interpreter that has ROSE's dependencies and rhapsody-py")
+    parser.add_argument("--rose-python", type=Path, help="an interpreter that has ROSE's dependencies and rhapsody-py")
     parser.add_argument("--slurm", action="store_true", help="many ranks on a Slurm of this machine, and nothing else")
     options = parser.parse_args()
     wide() if options.slurm else iterations(options)
