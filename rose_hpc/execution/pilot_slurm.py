@@ -8,7 +8,9 @@ variables, which override the options in radical.pilot's script.
 from __future__ import annotations
 
 import math
+import os
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Mapping
@@ -35,7 +37,6 @@ _DESCRIPTION = {
     "agent_config": "default",
     "agent_scheduler": "CONTINUOUS",
     "agent_spawner": "POPEN",
-    "launch_methods": {"order": ["SRUN"], "SRUN": {}},
     "rp_version": "installed",
     "virtenv_mode": "local",
     "python_dist": "default",
@@ -56,7 +57,10 @@ def slurm_resources(asked: Mapping[str, Any], environ: Mapping[str, str]) -> dic
     """
     rest = {key: value for key, value in asked.items() if value is not None and key not in ("slurm", "resource_config")}
     known = inside(environ) if environ.get("SLURM_JOB_ID") else attached(asked, _slurm(asked))
-    config = {**known.pop("resource_config"), **(asked.get("resource_config") or {})}
+    # radical.pilot's agent starts in a login shell, whose PATH need not lead to this srun
+    path = f"export PATH={shlex.quote(environ.get('PATH', os.defpath))}"
+    launchers = {"order": ["SRUN"], "SRUN": {"pre_exec_cached": [path]}}
+    config = {"launch_methods": launchers, **known.pop("resource_config"), **(asked.get("resource_config") or {})}
     return {**known, **rest, "resource": LABEL, "resource_config": config}
 
 

@@ -154,8 +154,12 @@ def facts(site: Site, short: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("facts")
     (folder / "ask.py").write_text(textwrap.dedent(ASK))
     # what the job is told of tasks and memory contradicts what the pilot's srun is told
-    script = f"#!/bin/sh\nexport SLURM_GRES=gpu:4\nexec {sys.executable} ask.py\n"
+    script = f'#!/bin/sh\nexport SLURM_GRES=gpu:4 PATH="$PWD/bin:$PATH"\nexec {sys.executable} ask.py\n'
     (folder / "job.sh").write_text(script)
+    (folder / "bin").mkdir()
+    srun = shutil.which("srun", path=site.cluster.env["PATH"])
+    (folder / "bin/srun").write_text(f'#!/bin/sh\necho "$*" >> {folder}/srun.txt\nexec {srun} "$@"\n')
+    (folder / "bin/srun").chmod(0o755)
     tasks = ("--ntasks-per-node=4", "--mem-per-cpu=200", "--threads-per-core=1")
     options = ("--nodes=3", *tasks, "--time=5", "--no-kill", "--output=job.out")
     done = site.cluster.call("sbatch", f"--chdir={folder}", *options, str(folder / "job.sh"))
@@ -163,6 +167,7 @@ def facts(site: Site, short: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     projects.wait_for((folder / "facts.json").exists, 120)
     answers = json.loads((folder / "facts.json").read_text())
     assert "death" in answers, (folder / "job.out").read_text()
+    answers["srun"] = (folder / "srun.txt").read_text().splitlines()
     projects.wait_for(lambda: not projects.processes_of(folder), 30)
     return dict(answers)
 
@@ -174,6 +179,11 @@ class TestOnePilot:
         """All cores of all nodes are its own, and it knows when the job must have ended."""
         assert (facts["cores"], facts["width"]) == (4, 12)
         assert 200 < facts["left_s"] < 300
+
+    def test_the_jobs_own_srun_launches(self, facts):
+        """The srun that is first in the job's PATH is used, once, wherever a login shell would look for one."""
+        launches = [line for line in facts["srun"] if "--ntasks 3" in line]
+        assert len(launches) == 1, facts["srun"]
 
     def test_ranks_fill_the_nodes(self, facts):
         """Twelve ranks that wait for each other are up together, four on each node, which is read back from each."""
