@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,8 +14,8 @@ from rose_hpc.experience.digest import CHUNK
 from rose_hpc.experience.schema import Column, ShardInfo, difference, renamed
 from rose_hpc.experience.stats import Stats, combine
 
-#: bytes of one worker's next portion; whole chunks, so that each leaf of a shard's digest is one worker's
-PORTION = 16 * CHUNK
+#: no worker's share is larger, so that none is left alone with the last one for long
+_MOST = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ class MergePlan:
     offsets: tuple[int, ...]
     names: tuple[str, ...]
     attributes: dict[str, Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of all columns."""
+        return sum(column.row_bytes for column in self.columns.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of all rows."""
+        return self.rows * self.row_bytes
 
 
 @dataclass(frozen=True)
@@ -87,24 +98,38 @@ def plan_spans(shards: Sequence[ShardInfo]) -> MergePlan:
     )
 
 
-def plan_pieces(plan: MergePlan) -> Iterator[tuple[int, list[Piece]]]:
-    """The plan's work in portions for workers: the number of a shard, and pieces of its columns."""
-    for span in plan.spans:
-        portion: list[Piece] = []
-        room = PORTION
+def count_shares(size: int, workers: int) -> int:
+    """Into how many shares so many workers cut a bank of ``size`` bytes: some more, for they are not equally fast.
+
+    Not many more: a chunk of the bank that two shares meet in has to be read once more to be digested.
+    """
+    return 1 if workers == 1 else max(2 * workers, -(-size // _MOST))
+
+
+def pieces_of_share(plan: MergePlan, number: int, count: int) -> Iterator[Piece]:
+    """Share ``number`` of ``count``: pieces in the order of the shards, and of the columns in each.
+
+    The shares cover every byte once, and each leaf of a shard's digest lies in one of them. The pieces of a share that
+    are of one column follow upon each other in the bank.
+    """
+    row_bytes = plan.row_bytes
+    first, last = (plan.bytes * n // count for n in (number, number + 1))
+    begin = bisect_right(plan.spans, first, key=lambda span: span.target * row_bytes)
+    for span in plan.spans[max(0, begin - 1) :]:
+        at = span.target * row_bytes  # where the span starts, counting the bytes of all spans before
         for name, column in plan.columns.items():
-            end, target = span.stop * column.row_bytes, (span.target - span.start) * column.row_bytes
-            start = span.start * column.row_bytes
-            while start < end:
-                stop = min(end, (start // PORTION + 1) * PORTION)
-                portion.append(Piece(span.shard, name, start, stop - start, target + start))
-                room -= stop - start
-                start = stop
-                if room <= 0:
-                    yield span.shard, portion
-                    portion, room = [], PORTION
-        if portion:
-            yield span.shard, portion
+            if at >= last:
+                return
+            size = (span.stop - span.start) * column.row_bytes
+            shift = span.start * column.row_bytes
+            start, stop = (min(size, max(0, _whole_chunks(edge - at + shift) - shift)) for edge in (first, last))
+            if start < stop:
+                yield Piece(span.shard, name, shift + start, stop - start, span.target * column.row_bytes + start)
+            at += size
+
+
+def _whole_chunks(size: int) -> int:
+    return -(-size // CHUNK) * CHUNK
 
 
 def _combined(name: str, column: Column, shards: Sequence[ShardInfo]) -> Stats | None:

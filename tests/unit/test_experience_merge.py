@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rose_hpc.errors import DamagedError, ExperienceError, SchemaError, UsageError
-from rose_hpc.experience import digest, files, merge, plan
+from rose_hpc.experience import copying, digest, files, merge, plan, tally
 from rose_hpc.experience.bank import ExperienceBank
 from rose_hpc.experience.format import read_info
 from rose_hpc.experience.merge import merge_shards, plan_spans
@@ -46,11 +46,12 @@ def write(path: Path, rows: int, seed: int = 0, **attributes: Any) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Chunks, buffers and portions of a few bytes, so that small shards have every edge that large ones have."""
-    monkeypatch.setattr(digest, "CHUNK", 64)
-    monkeypatch.setattr(merge, "CHUNK", 64)
-    monkeypatch.setattr(merge, "BUFFER", 24)
-    monkeypatch.setattr(plan, "PORTION", 128)
+    """Chunks and blocks of a few bytes, so that small shards have every edge that large ones have."""
+    for module in (digest, plan, tally, copying):
+        monkeypatch.setattr(module, "CHUNK", 64)
+    monkeypatch.setattr(copying, "BUFFER", 24)
+    monkeypatch.setattr(copying.SpanWriter, "block", 24)
+    monkeypatch.setattr(plan, "_MOST", 300)
     return 64
 
 
@@ -71,23 +72,46 @@ def test_every_row_is_planned_exactly_once_and_in_order(lengths: list[int]) -> N
     assert made.offsets == tuple(np.cumsum([0, *lengths]).tolist())
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=6))
-def test_every_byte_is_one_workers(small_chunks: int, lengths: list[int]) -> None:
-    """The pieces of a plan cover every byte of every column once, and start where a leaf of the digest does."""
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=6), count=st.integers(1, 9))
+def test_every_byte_is_one_workers(small_chunks: int, lengths: list[int], count: int) -> None:
+    """The shares of a plan cover every byte of every column once, in order, and no leaf of a shard lies in two."""
     made = plan_spans([info(f"s{n}.h5", rows) for n, rows in enumerate(lengths)])
     seen: dict[tuple[int, str], list[int]] = {}
     targets: dict[str, list[int]] = {name: [] for name in SCHEMA}
-    for number, pieces in plan.plan_pieces(made):
-        for piece in pieces:
-            assert piece.shard == number
+    for number in range(count):
+        for piece in plan.pieces_of_share(made, number, count):
             assert piece.start % small_chunks == 0
-            seen.setdefault((number, piece.column), []).extend(range(piece.start, piece.start + piece.size))
+            seen.setdefault((piece.shard, piece.column), []).extend(range(piece.start, piece.start + piece.size))
             targets[piece.column].extend(range(piece.target, piece.target + piece.size))
     sizes = {name: column.row_bytes for name, column in SCHEMA.items()}
     expected = {(n, name): list(range(rows * sizes[name])) for n, rows in enumerate(lengths) if rows for name in SCHEMA}
-    assert {key: sorted(value) for key, value in seen.items()} == expected
-    assert all(sorted(found) == list(range(sum(lengths) * sizes[name])) for name, found in targets.items())
+    assert seen == expected
+    assert all(found == list(range(sum(lengths) * sizes[name])) for name, found in targets.items())
+
+
+def test_shares_are_of_one_size() -> None:
+    """However unequal the shards, shares differ by a few chunks; one worker has one, and no share is huge."""
+    made = plan_spans([info(f"s{n}.h5", rows) for n, rows in enumerate([10**7, 3, 0, 2 * 10**6, 1])])
+    count = plan.count_shares(made.bytes, 4)
+    sizes = [sum(piece.size for piece in plan.pieces_of_share(made, number, count)) for number in range(count)]
+    assert sum(sizes) == made.bytes
+    assert max(sizes) - min(sizes) <= 3 * len(SCHEMA) * digest.CHUNK
+    assert plan.count_shares(10**15, 1) == 1
+    assert 10**15 / plan.count_shares(10**15, 4) <= 2**30
+
+
+@given(start=st.integers(0, 50), size=st.integers(1, 60), unit=st.integers(1, 30), units=st.integers(1, 4))
+def test_blocks_read_every_byte_and_write_every_unit_once(start: int, size: int, unit: int, units: int) -> None:
+    """Blocks follow upon each other, fit the buffer, and hold whole the units that start in the piece."""
+    stop, step = start + size, unit * units
+    blocks = list(copying._blocks(start, stop, unit, step))
+    assert [a for a, _ in blocks] == [start, *(b for _, b in blocks[:-1])]
+    assert blocks[-1][1] >= stop
+    assert all(0 < b - a <= step for a, b in blocks)
+    first = -(-start // unit) * unit
+    written = [(a // unit, b // unit) for a, b in blocks if a >= first]
+    assert [n for a, b in written for n in range(a, b)] == [n for n in range(stop) if start <= n * unit < stop]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +353,7 @@ def test_a_disk_that_is_too_small_is_known_before_anything_is_copied(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(merge, "reserve", full)
-    monkeypatch.setattr(merge, "read_into", None)
+    monkeypatch.setattr(copying, "read_into", None)
     with pytest.raises(ExperienceError, match=r"cannot write .*bank\.h5: No space left on device"):
         merge_shards([path], tmp_path / "bank.h5")
     assert [file.name for file in tmp_path.iterdir()] == ["s.h5"]

@@ -1,0 +1,183 @@
+"""Copying shards into a bank: pieces go from file to file in small blocks, digested on the way for both.
+
+Nothing of a shard stays in memory but a block for each thread. The work is cut into shares that have nothing to do with
+each other (:func:`rose_hpc.experience.plan.pieces_of_share`), so that threads, processes or nodes can take one each.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, groupby, pairwise
+from typing import Protocol, TypeVar
+
+import xxhash
+
+from rose_hpc.experience.digest import CHUNK, ChunkDigests
+from rose_hpc.experience.files import BUFFER, UnreadableError, copy_range, new_buffer, opened, read_into, write_all
+from rose_hpc.experience.plan import Piece
+from rose_hpc.experience.schema import Column, ShardInfo
+from rose_hpc.experience.tally import Tally
+
+Item = TypeVar("Item")
+
+
+class Writer(Protocol):
+    """Where the bytes of a bank's columns go.
+
+    Attributes:
+        block: how many bytes it likes to be given at once.
+    """
+
+    block: int
+
+    def unit(self, column: str) -> int:
+        """It can write only multiples of so many bytes, at multiples of them."""
+
+    def write(self, column: str, view: memoryview, at: int) -> None:
+        """Write bytes at position ``at`` of a column."""
+
+    def copy(self, source: int, offset: int, column: str, at: int, size: int) -> bool:
+        """Copy bytes of a file that nobody needs to see; False where only :meth:`write` can.
+
+        Raises:
+            UnreadableError: when the source ends before.
+        """
+
+
+class SpanWriter:
+    """Puts bytes where HDF5 would put them: contiguous columns lie at an offset that is known.
+
+    Args:
+        fd: of the bank.
+        columns: with their offsets in it.
+    """
+
+    block = BUFFER
+
+    def __init__(self, fd: int, columns: Mapping[str, Column]) -> None:
+        self._fd = fd
+        self._columns = columns
+
+    def unit(self, column: str) -> int:
+        """Any byte."""
+        return 1
+
+    def write(self, column: str, view: memoryview, at: int) -> None:
+        """See :class:`Writer`."""
+        write_all(self._fd, view, self._columns[column].offset + at)
+
+    def copy(self, source: int, offset: int, column: str, at: int, size: int) -> bool:
+        """By the file server or by sharing blocks, where that can be."""
+        copy_range(source, offset, self._fd, self._columns[column].offset + at, size)
+        return True
+
+
+class Copier:
+    """Copies shares; threads may share it.
+
+    Args:
+        shards: of the merge.
+        writer: of the bank.
+        tally: is told what was seen, and says whether anything is to be looked at.
+    """
+
+    def __init__(self, shards: Sequence[ShardInfo], writer: Writer, tally: Tally) -> None:
+        self._shards = shards
+        self._writer = writer
+        self._tally = tally
+
+    def share(self, pieces: Iterable[Piece]) -> None:
+        """Copy a share; what is wrong with a shard is told to the tally, and the others go on."""
+        trees: dict[str, ChunkDigests] = {}
+        for number, group in groupby(pieces, key=lambda piece: piece.shard):
+            try:
+                with opened(self._shards[number].path) as source:
+                    for piece in group:
+                        if piece.column not in trees:
+                            trees[piece.column] = ChunkDigests(piece.target)
+                        self._piece(source, piece, trees[piece.column])
+            except UnreadableError as error:
+                self._tally.damaged(number, str(error))
+                trees.clear()  # they have a gap now, and there will be no bank
+        for name, tree in trees.items():
+            self._tally.add_bank(name, tree)
+
+    def _piece(self, source: int, piece: Piece, bank_tree: ChunkDigests) -> None:
+        base = self._shards[piece.shard].columns[piece.column].offset
+        if not self._tally.verify and self._writer.copy(
+            source, base + piece.start, piece.column, piece.target, piece.size
+        ):
+            return
+        unit, stop = self._writer.unit(piece.column), piece.start + piece.size
+        first = -(-piece.start // unit) * unit  # units that start in the piece are written with it
+        shard_tree = ChunkDigests(piece.start)
+        buffer = new_buffer(max(unit, min(self._writer.block, piece.size) // unit * unit))
+        for start, end in _blocks(piece.start, stop, unit, len(buffer)):
+            view = buffer[: end - start]
+            read_into(source, view, base + start)
+            if self._tally.verify:
+                seen = view[: stop - start]
+                shard_tree.update(seen)
+                bank_tree.update(seen)
+            if start >= first:
+                self._writer.write(piece.column, view, piece.target + start - piece.start)
+        if self._tally.verify:
+            self._tally.add_shard(piece, shard_tree)
+
+
+def _blocks(start: int, stop: int, unit: int, step: int) -> Iterator[tuple[int, int]]:
+    """Stretches to read, for bytes ``start`` to ``stop`` of a column, each of ``step`` bytes (a multiple of ``unit``).
+
+    The first ends with the unit that ``start`` cuts, and the last goes on to the end of the unit that ``stop`` cuts.
+    """
+    first, last = (-(-edge // unit) * unit for edge in (start, stop))
+    edges = chain([start, min(first, stop)], range(first + step, last, step), [last] if last > first else [])
+    return ((a, b) for a, b in pairwise(edges) if a < b)
+
+
+def digest_chunk(fd: int, offset: int, size: int) -> bytes:
+    """The leaf of a chunk of a column, of ``size`` bytes at ``offset`` of a file."""
+    digest, buffer = xxhash.xxh3_128(), new_buffer(min(BUFFER, size))
+    for done in range(0, size, len(buffer)):
+        view = buffer[: size - done]
+        read_into(fd, view, offset + done)
+        digest.update(view)
+    return digest.digest()
+
+
+def complete(tally: Tally, fd: int, columns: Mapping[str, Column], workers: int) -> None:
+    """Digest the chunks that were copied whole, but by nobody alone, from the bank itself."""
+
+    def chunk(missing: tuple[str, int, int]) -> None:
+        name, number, size = missing
+        tally.add_leaf(name, number, digest_chunk(fd, columns[name].offset + number * CHUNK, size))
+
+    in_threads(workers, chunk, tally.missing())
+
+
+def in_threads(workers: int, function: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Call the function with every item, from so many threads; after an error none begins another."""
+    source, lock = iter(items), threading.Lock()
+    failed = threading.Event()
+
+    def work() -> None:
+        while not failed.is_set():
+            with lock:
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+            try:
+                function(item)
+            except BaseException:
+                failed.set()
+                raise
+
+    if workers == 1:
+        work()
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        for thread in [pool.submit(work) for _ in range(workers)]:
+            thread.result()
