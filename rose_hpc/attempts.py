@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc.execution.attempt import Attempt, thread_limits
+from rose_hpc.execution.merging import Way
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import derive_seed
@@ -91,16 +92,18 @@ def collect(place: Place, environment: Environment, cwd: Path, argv: Sequence[st
     return _attempt(place, environment.work, cwd, argv, variables, seal)
 
 
-def merge(place: Place, workflow: Workflow, shards: Mapping[Path, str], workers: int) -> Attempt:
+def merge(place: Place, workflow: Workflow, shards: Mapping[Path, str], way: Way) -> Attempt:
     """The reduction of an iteration's shards (with the digests of their records), in the configuration's order."""
     arguments = {
+        "phase": "whole",
+        "way": way.name,
         "shards": {str(path): digest for path, digest in shards.items()},
         "bank": str(place.shard),
         "verify": workflow.verify,
-        "workers": workflow.workers,
+        "workers": way.threads,
         "attributes": {"run": place.run.name, "iteration": place.iteration},
     }
-    return Attempt(id=place.id, kind="merge", merge=arguments, log=str(place.log), cores=workers)
+    return Attempt(id=place.id, kind="merge", merge=arguments, log=str(place.log), cores=way.cores)
 
 
 def update(place: Place, workflow: Workflow, progress: Progress, argv: Sequence[str]) -> Attempt:

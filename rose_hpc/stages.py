@@ -10,6 +10,7 @@ from typing import Any
 from rose_hpc import attempts, publishing
 from rose_hpc.collect import Collect
 from rose_hpc.errors import RunError
+from rose_hpc.execution import merging
 from rose_hpc.results import last_number, number, signature
 from rose_hpc.tries import Tries
 from rose_hpc.workflow import Work
@@ -65,11 +66,11 @@ class Stages:
             self.session.record("stage", iteration=iteration, stage="merge", skipped="no shards", rows=0, bytes=0)
             return True
         place = self.tries.place(iteration, "merge")
-        workers = self.workflow.workers or min(4, self.engine.cores or 4)
+        size = sum(progress.ranks[name]["bytes"] for name in names)
+        way = merging.choose_way(size, self.engine.node_cores, self.workflow.way, self.workflow.workers)
         shards = {run.shard(iteration, name): progress.ranks[name]["digest"] for name in names}
-        attempt = attempts.merge(place, self.workflow, shards, min(workers, self.engine.cores or workers))
         self.session.started(iteration, "merge")
-        outcome, _ = await self.engine.run(attempt)
+        outcome = await merging.merge(self.engine, attempts.merge(place, self.workflow, shards, way), way)
         if outcome.reason == "damaged":
             for name, path in zip(names, shards, strict=True):
                 if str(path) in outcome.paths:
@@ -79,7 +80,8 @@ class Stages:
             await self.tries.fail(place, outcome, outcome.message, outcome.reason)
             raise AssertionError("unreachable")
         publishing.publish(place.shard, run.bank(iteration))
-        facts = {key: outcome.info[key] for key in ("rows", "bytes", "digest")}
+        facts = {key: outcome.info[key] for key in ("rows", "bytes", "digest")} | {"way": way.name}
+        facts |= {"parts": way.parts} if way.parts > 1 else {}
         columns = signature(outcome.info["columns"])
         if returns := outcome.info.get("returns"):
             known = {e.name: dict(e.parameters) for e in self.workflow.environments}

@@ -137,7 +137,7 @@ class Workflow:
     Attributes:
         cwd: the folder commands run in.
         window: iterations whose banks the update sees as one.
-        verify, workers: how shards are merged.
+        verify, workers, way: how shards are merged.
         waves: whether environments may run one after another where not all fit at once.
         parameters: of this learner, for every task (environments have them beside their own).
     """
@@ -151,6 +151,7 @@ class Workflow:
     window: int = 1
     verify: bool = True
     workers: int | None = None
+    way: str = "auto"
     max_concurrent: int | None = None
     waves: bool = True
     retention: Retention = field(default_factory=Retention)
@@ -226,6 +227,7 @@ def from_config(config: Config, learner: Mapping[str, Any] | None = None) -> Wor
         window=config.merge.window,
         verify=config.merge.verify,
         workers=config.merge.workers,
+        way=config.merge.way,
         max_concurrent=config.loop.max_concurrent,
         waves=config.loop.waves,
         retention=Retention(config.retention.policies, config.retention.banks, config.retention.shards),

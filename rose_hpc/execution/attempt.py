@@ -63,7 +63,8 @@ class Attempt(_Plain):
         nodes: the nodes it has, where it was placed on more than cores: the hosts of an MPI program.
         seal: None, or how to seal the shard at ``env["ROSE_HPC_SHARD"]``: ``required`` (bool), ``attributes``.
         merge: None, or arguments of the reduction: ``shards`` (path: digest), ``bank``, ``verify``, ``workers``,
-            ``attributes``.
+            ``attributes``; which ``way`` it goes, and which ``phase`` of that this is (``whole``, or ``begin``,
+            ``copy`` as one ``part`` of several ``parts``, and ``finish``: see :mod:`rose_hpc.execution.merging`).
     """
 
     id: str

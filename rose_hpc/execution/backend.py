@@ -78,6 +78,11 @@ class AttemptBackend:
         return self.pool.cores
 
     @property
+    def node_cores(self) -> tuple[int, ...]:
+        """Cores of each node."""
+        return tuple(self.pool.slots.total.values())
+
+    @property
     def width(self) -> int:
         """Attempts of one core that run at once."""
         return self.pool.width

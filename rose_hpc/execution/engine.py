@@ -58,6 +58,11 @@ class Engine:
         return cores if isinstance(cores, int) else None
 
     @property
+    def node_cores(self) -> tuple[int, ...]:
+        """Cores of each node; empty where the backend does not say."""
+        return tuple(getattr(self._backend, "node_cores", ()))
+
+    @property
     def width(self) -> int | None:
         """Attempts that may be handed over at once; None where the backend queues them itself."""
         return None if self._ensemble is not None else self.cores or available_cores()

@@ -13,9 +13,11 @@ import inspect
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints
@@ -77,20 +79,31 @@ def seal(message: Mapping[str, Any]) -> Answer:
 
 
 def merge(message: Mapping[str, Any]) -> Answer:
-    """Reduce shards to a bank, if they are the ones that were recorded."""
+    """Reduce shards to a bank, if they are the ones that were recorded; or do one part of that."""
     from rose_hpc.experience.episodes import returns_of
     from rose_hpc.experience.merge import merge_shards
+    from rose_hpc.experience.parts import Parts
 
-    failpoints.hit("merge-begun")
-    info = merge_shards(
-        _recorded(message["shards"]),
-        message["bank"],
-        verify=message["verify"],
-        workers=message["workers"],
-        fsync=True,
-        attributes=message["attributes"],
-    )
-    failpoints.hit("merged")
+    began, parts, how = time.monotonic(), Parts(Path(message["bank"])), {"verify": message["verify"], "fsync": True}
+    match message["phase"]:
+        case "begin":
+            plan = parts.begin(_recorded(message["shards"]))
+            sys.stdout.write(f"{len(plan.sources)} shards, {plan.rows} rows, {plan.bytes} bytes to copy\n")
+            return {"ok": True, "info": None}, b""
+        case "copy":
+            parts.copy(message["part"], message["parts"], workers=message["workers"], **how)
+            return {"ok": True, "info": None}, b""
+        case "finish":
+            info = parts.finish(message["parts"], attributes=message["attributes"], **how)
+            for node, seconds in parts.report(message["parts"]):
+                sys.stdout.write(f"{node}: its part in {seconds:.3f} s\n")
+        case "whole":
+            shards = _recorded(message["shards"])
+            info = merge_shards(
+                shards, message["bank"], workers=message["workers"], attributes=message["attributes"], **how
+            )
+    seconds = time.monotonic() - began
+    sys.stdout.write(f"{message['way']}: {info.rows} rows, {info.bytes} bytes, {seconds:.3f} s\n")
     return {"ok": True, "info": info.to_json() | {"returns": returns_of(info)}}, b""
 
 

@@ -16,8 +16,8 @@ import xxhash
 
 from rose_hpc.experience.digest import CHUNK, ChunkDigests
 from rose_hpc.experience.files import BUFFER, UnreadableError, copy_range, new_buffer, opened, read_into, write_all
-from rose_hpc.experience.plan import Piece
-from rose_hpc.experience.schema import Column, ShardInfo
+from rose_hpc.experience.plan import Piece, Source
+from rose_hpc.experience.schema import Column
 from rose_hpc.experience.tally import Tally
 
 Item = TypeVar("Item")
@@ -78,13 +78,13 @@ class Copier:
     """Copies shares; threads may share it.
 
     Args:
-        shards: of the merge.
+        sources: of the merge.
         writer: of the bank.
         tally: is told what was seen, and says whether anything is to be looked at.
     """
 
-    def __init__(self, shards: Sequence[ShardInfo], writer: Writer, tally: Tally) -> None:
-        self._shards = shards
+    def __init__(self, sources: Sequence[Source], writer: Writer, tally: Tally) -> None:
+        self._sources = sources
         self._writer = writer
         self._tally = tally
 
@@ -93,7 +93,7 @@ class Copier:
         trees: dict[str, ChunkDigests] = {}
         for number, group in groupby(pieces, key=lambda piece: piece.shard):
             try:
-                with opened(self._shards[number].path) as source:
+                with opened(self._sources[number].path) as source:
                     for piece in group:
                         if piece.column not in trees:
                             trees[piece.column] = ChunkDigests(piece.target)
@@ -105,7 +105,7 @@ class Copier:
             self._tally.add_bank(name, tree)
 
     def _piece(self, source: int, piece: Piece, bank_tree: ChunkDigests) -> None:
-        base = self._shards[piece.shard].columns[piece.column].offset
+        base = self._sources[piece.shard].offsets[piece.column]
         if not self._tally.verify and self._writer.copy(
             source, base + piece.start, piece.column, piece.target, piece.size
         ):

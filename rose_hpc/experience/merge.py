@@ -8,14 +8,15 @@ and :mod:`rose_hpc.experience.mpio` the ranks of an MPI program. The bank is the
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, UsageError
-from rose_hpc.experience.copying import Copier, SpanWriter, complete, in_threads
+from rose_hpc.experience.copying import Copier, SpanWriter, Writer, complete, in_threads
 from rose_hpc.experience.episodes import MAX_KEPT, find_episodes
 from rose_hpc.experience.files import UnreadableError, opened, publishing, reserve
 from rose_hpc.experience.format import create, read_info, write_info
@@ -23,10 +24,7 @@ from rose_hpc.experience.plan import MergePlan, count_shares, pieces_of_share
 from rose_hpc.experience.plan import plan_spans as plan_spans
 from rose_hpc.experience.schema import Column, ShardInfo, plain_attributes, renamed
 from rose_hpc.experience.tally import Tally, raise_damaged
-
-#: below this a second thread costs more than it saves
-_WORTH_A_THREAD = 32 * 1024 * 1024
-_MAX_WORKERS = 8
+from rose_hpc.experience.workers import default_workers
 
 
 def merge_shards(
@@ -60,9 +58,9 @@ def merge_shards(
         raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
     plan = plan_spans(shards)
     with publishing(bank, fsync=fsync) as scratch:
-        draft = begin(scratch, shards, plan)
-        tally = Tally(plan, shards, verify)
-        copy(draft, tally, workers or default_workers(plan))
+        draft = begin(scratch, plan)
+        tally = Tally(plan, verify)
+        copy(draft, tally, workers or default_workers(plan.bytes, len(os.sched_getaffinity(0))))
         failpoints.hit("bank-copied")
         return replace(finish(draft, tally, extra), path=bank)
 
@@ -73,18 +71,16 @@ class Draft:
 
     Attributes:
         path: of the bank.
-        shards: that it is made of.
-        plan: how.
+        plan: what is to be copied.
         columns: of the bank, with their offsets in it.
     """
 
     path: Path
-    shards: Sequence[ShardInfo]
     plan: MergePlan
     columns: Mapping[str, Column]
 
 
-def begin(path: Path, shards: Sequence[ShardInfo], plan: MergePlan) -> Draft:
+def begin(path: Path, plan: MergePlan) -> Draft:
     """Make the file, and have the file system set aside its space.
 
     Raises:
@@ -94,10 +90,25 @@ def begin(path: Path, shards: Sequence[ShardInfo], plan: MergePlan) -> Draft:
     with opened(path, os.O_RDWR) as fd:
         reserve(fd, os.fstat(fd).st_size)
     failpoints.hit("bank-reserved")
-    return Draft(path, shards, plan, columns)
+    return Draft(path, plan, columns)
 
 
-def copy(draft: Draft, tally: Tally, workers: int, part: int = 0, parts: int = 1) -> None:
+@contextmanager
+def span_writer(draft: Draft) -> Iterator[Writer]:
+    """What puts bytes into the bank by their offsets."""
+    # not to be read: what NFS has read it writes back by the page, over what others have written to that page
+    with opened(draft.path, os.O_WRONLY) as fd:
+        yield SpanWriter(fd, draft.columns)
+
+
+def copy(
+    draft: Draft,
+    tally: Tally,
+    workers: int,
+    part: int = 0,
+    parts: int = 1,
+    writer: Callable[[Draft], AbstractContextManager[Writer]] = span_writer,
+) -> None:
     """Fill the bank, or one part of so many, from so many threads; the tally is told what was found.
 
     Raises:
@@ -106,8 +117,8 @@ def copy(draft: Draft, tally: Tally, workers: int, part: int = 0, parts: int = 1
     """
     shares = parts * count_shares(draft.plan.bytes // parts, workers)
     numbers = range(shares * part // parts, shares * (part + 1) // parts)
-    with opened(draft.path, os.O_WRONLY) as fd:
-        copier = Copier(draft.shards, SpanWriter(fd, draft.columns), tally)
+    with writer(draft) as bank:
+        copier = Copier(draft.plan.sources, bank, tally)
         in_threads(workers, copier.share, (pieces_of_share(draft.plan, number, shares) for number in numbers))
     if not tally.damage:
         digest_rest(draft, tally, workers)
@@ -162,8 +173,3 @@ def read_shards(paths: Sequence[str | Path | ShardInfo]) -> list[ShardInfo]:
             errors[str(path)] = error.message
     raise_damaged(errors)
     return shards
-
-
-def default_workers(plan: MergePlan) -> int:
-    """As many threads as there are cores, where the bank is worth them."""
-    return max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0)), plan.bytes // _WORTH_A_THREAD))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from rose_hpc.errors import ExperienceError, SchemaError
@@ -28,11 +29,29 @@ class Span:
     target: int
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What copying needs to know of a shard.
+
+    Attributes:
+        path: where it is.
+        rows: that it has.
+        offsets: where its columns lie.
+        digests: of its columns, where they are known.
+    """
+
+    path: Path
+    rows: int
+    offsets: dict[str, int]
+    digests: dict[str, str | None]
+
+
 @dataclass(frozen=True)
 class MergePlan:
     """What a merge will do.
 
     Attributes:
+        sources: the shards.
         spans: every row of every shard exactly once, in the order of the shards.
         rows: of the bank.
         columns: of the bank: dtypes, shapes and combined statistics; without offsets and digests.
@@ -41,6 +60,7 @@ class MergePlan:
         attributes: that all shards have in common, of ``run`` and ``iteration``.
     """
 
+    sources: tuple[Source, ...]
     spans: tuple[Span, ...]
     rows: int
     columns: dict[str, Column]
@@ -57,6 +77,29 @@ class MergePlan:
     def bytes(self) -> int:
         """Of all rows."""
         return self.rows * self.row_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, that another process can read."""
+        return {
+            "columns": {name: column.to_json() for name, column in self.columns.items()},
+            "attributes": self.attributes,
+            "sources": [
+                [str(source.path), source.rows, list(source.offsets.values()), list(source.digests.values())]
+                for source in self.sources
+            ],
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> MergePlan:
+        """The inverse of :meth:`to_json`."""
+        columns = {name: Column.from_json(column) for name, column in data["columns"].items()}
+        sources = []
+        for path, rows, *facts in data["sources"]:
+            offsets, digests = (
+                dict(zip(columns, values, strict=False)) for values in facts
+            )  # none of one without rows
+            sources.append(Source(Path(path), rows, offsets, digests))
+        return _plan(sources, columns, data["attributes"])
 
 
 @dataclass(frozen=True)
@@ -84,17 +127,31 @@ def plan_spans(shards: Sequence[ShardInfo]) -> MergePlan:
     for shard in shards:
         if shard.rows and (text := difference(model.columns, shard.columns)):
             raise SchemaError(f"{shard.path} has {text}", hint=f"all shards of a bank need the columns of {model.path}")
-    offsets = (0, *accumulate(shard.rows for shard in shards))
-    spans = tuple(Span(n, 0, shard.rows, offsets[n]) for n, shard in enumerate(shards) if shard.rows)
     stats = {name: _combined(name, column, shards) for name, column in model.columns.items()}
     nothing = dict.fromkeys(model.columns)
+    columns = renamed(model.columns, offset=dict.fromkeys(model.columns, 0), digest=nothing, stats=stats)
+    sources = [
+        Source(
+            shard.path,
+            shard.rows,
+            {name: shard.columns[name].offset for name in columns if shard.rows},
+            {name: shard.columns[name].digest for name in columns if shard.rows},
+        )
+        for shard in shards
+    ]
+    return _plan(sources, columns, _common(shards))
+
+
+def _plan(sources: Sequence[Source], columns: dict[str, Column], attributes: dict[str, Any]) -> MergePlan:
+    offsets = (0, *accumulate(source.rows for source in sources))
     return MergePlan(
-        spans=spans,
+        sources=tuple(sources),
+        spans=tuple(Span(n, 0, source.rows, offsets[n]) for n, source in enumerate(sources) if source.rows),
         rows=offsets[-1],
-        columns=renamed(model.columns, offset=dict.fromkeys(model.columns, 0), digest=nothing, stats=stats),
+        columns=columns,
         offsets=offsets,
-        names=tuple(shard.path.stem for shard in shards),
-        attributes=_common(shards),
+        names=tuple(source.path.stem for source in sources),
+        attributes=attributes,
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rose_hpc.errors import DamagedError
 from rose_hpc.experience.digest import CHUNK, ChunkDigests, Leaves
 from rose_hpc.experience.plan import MergePlan, Piece
-from rose_hpc.experience.schema import ShardInfo
 
 
 class Tally:
@@ -17,17 +16,16 @@ class Tally:
 
     Args:
         plan: of the merge.
-        shards: likewise.
         verify: whether bytes are looked at at all.
 
     Attributes:
         damage: what is wrong with shards, by their numbers.
     """
 
-    def __init__(self, plan: MergePlan, shards: Sequence[ShardInfo], verify: bool) -> None:
+    def __init__(self, plan: MergePlan, verify: bool) -> None:
         self.verify = verify
         self.damage: dict[int, str] = {}
-        self._shards = shards
+        self._plan = plan
         self._sizes = {name: plan.rows * column.row_bytes for name, column in plan.columns.items()}
         self._bank = {name: Leaves(size if verify else 0) for name, size in self._sizes.items()}
         self._copied: dict[str, tuple[int, int]] = {}  # of each column of the bank, from where to where
@@ -41,8 +39,7 @@ class Tally:
 
     def add_shard(self, piece: Piece, tree: ChunkDigests) -> None:
         """A piece was copied, and this is what was read from the shard."""
-        shard = self._shards[piece.shard]
-        size = shard.rows * shard.columns[piece.column].row_bytes
+        size = self._size(piece.shard, piece.column)
         if piece.start + piece.size == size:
             tree.finish()
         with self._lock:
@@ -76,7 +73,7 @@ class Tally:
         Raises:
             DamagedError: naming every shard that is not what was written.
         """
-        paths = {number: str(self._shards[number].path) for number in sorted(self.damage)}
+        paths = {number: str(self._plan.sources[number].path) for number in sorted(self.damage)}
         raise_damaged({path: f"{path} is damaged: {self.damage[number]}" for number, path in paths.items()})
         return {name: leaves.digest if self.verify else None for name, leaves in self._bank.items()}
 
@@ -98,16 +95,17 @@ class Tally:
             self._copied[name] = (min(low, known[0]), max(high, known[1]))
             self._bank[name].add_json(data["bank"][name])
         for number, name, leaves in data["shards"]:
-            shard = self._shards[number]
-            size = shard.rows * shard.columns[name].row_bytes
-            self._partly.setdefault((number, name), Leaves(size)).add_json(leaves)
+            self._partly.setdefault((number, name), Leaves(self._size(number, name))).add_json(leaves)
             self._compare(number, name)
+
+    def _size(self, number: int, name: str) -> int:
+        return self._plan.sources[number].rows * self._plan.columns[name].row_bytes
 
     def _compare(self, number: int, name: str) -> None:
         """Hold a shard's column against its digest as soon as all of it is known."""
         if (found := self._partly[number, name].digest) is not None:
             del self._partly[number, name]
-            if self._shards[number].columns[name].digest not in (None, found):
+            if self._plan.sources[number].digests[name] not in (None, found):
                 self.damage.setdefault(number, f"column '{name}' is not what was written")
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rose_hpc import attempts
 from rose_hpc.attempts import Place
 from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.merging import Way
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import derive_seed
@@ -149,10 +150,10 @@ def test_a_repetition_differs_only_in_its_names():
 def test_a_merge_is_in_the_order_of_the_configuration():
     """The reduction gets the shards, with their digests, in the order asked for, its scratch bank and its workers."""
     shards = {RUN.shard(0, name): f"digest of {name}" for name in ("b", "a")}
-    attempt = attempts.merge(place("merge"), replace(WORKFLOW, verify=False), shards, 3)
+    attempt = attempts.merge(place("merge"), replace(WORKFLOW, verify=False), shards, Way(threads=3, cores=4))
     assert list(attempt.merge["shards"].items()) == [(str(path), digest) for path, digest in shards.items()]
     assert (attempt.merge["bank"], attempt.merge["verify"]) == (str(RUN.scratch / "0000-merge-0.1.h5"), False)
-    assert (attempt.kind, attempt.cores) == ("merge", 3)
+    assert (attempt.kind, attempt.cores, attempt.merge["workers"]) == ("merge", 4, 3)
 
 
 def test_functions_are_called_not_executed():

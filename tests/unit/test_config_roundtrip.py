@@ -48,7 +48,15 @@ CONFIGS = st.fixed_dictionaries(
             {"command": COMMANDS, "threshold": FLOATS},
             optional={"operator": st.sampled_from([">", ">=", "<", "<=", "==", "="]), **STAGE},
         ),
-        "merge": st.fixed_dictionaries({}, optional={"window": COUNTS, "workers": COUNTS, "verify": st.booleans()}),
+        "merge": st.fixed_dictionaries(
+            {},
+            optional={
+                "window": COUNTS,
+                "workers": COUNTS,
+                "verify": st.booleans(),
+                "way": st.sampled_from(["auto", "mpio"]),
+            },
+        ),
         "retention": st.fixed_dictionaries(
             {},
             optional={

@@ -314,6 +314,8 @@ def test_a_shard_is_sealed_and_a_bank_merged(bench):
         "bank": str(bench.folder / "bank.h5"),
         "verify": True,
         "workers": 1,
+        "phase": "whole",
+        "way": "threads",
         "attributes": {},
     }
     merged = bench.end_of(Attempt(id="merge", kind="merge", merge=arguments))

@@ -1,0 +1,118 @@
+"""A merge that several processes carry out, on several nodes if need be: spans need no lock, and no MPI.
+
+One process begins, each fills its part of the bank, one finishes. What they tell each other lies in a folder beside the
+bank: a plan, and what each part found. Whoever starts them sees to the order; the bank is not the bank before the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rose_hpc.experience.copying import Writer
+from rose_hpc.experience.files import fsync_path
+from rose_hpc.experience.merge import Draft, begin, copy, digest_rest, finish, span_writer
+from rose_hpc.experience.plan import MergePlan, plan_spans
+from rose_hpc.experience.schema import ShardInfo, renamed
+from rose_hpc.experience.tally import Tally
+
+
+class Parts:
+    """The merge of one bank.
+
+    Args:
+        bank: a path that nobody else uses: the bank is incomplete until :meth:`finish` has ended.
+    """
+
+    def __init__(self, bank: Path) -> None:
+        self.bank = bank
+        self.folder = bank.with_name(f"{bank.name}.parts")
+
+    def begin(self, shards: Sequence[ShardInfo]) -> MergePlan:
+        """Make the bank, and write down what is to be done.
+
+        Raises:
+            SchemaError, ExperienceError: as :func:`rose_hpc.experience.plan.plan_spans` does.
+            OSError: it cannot be made, or there is no space for it.
+        """
+        plan = plan_spans(shards)
+        draft = begin(self.bank, plan)
+        self.folder.mkdir()
+        offsets = {name: column.offset for name, column in draft.columns.items()}
+        self._write("plan", {"plan": plan.to_json(), "offsets": offsets})
+        return plan
+
+    def copy(
+        self,
+        part: int,
+        parts: int,
+        *,
+        verify: bool,
+        workers: int,
+        fsync: bool,
+        writer: Callable[[Draft], AbstractContextManager[Writer]] = span_writer,
+    ) -> None:
+        """Fill part number ``part`` (from 0) of so many, and write down what was found.
+
+        Raises:
+            OSError: the bank cannot be written.
+            ExperienceError: nor read back.
+        """
+        began = time.monotonic()
+        draft = self._draft()
+        tally = Tally(draft.plan, verify)
+        copy(draft, tally, workers, part, parts, writer)
+        if fsync:
+            fsync_path(self.bank)  # from here: other nodes do not see what this one has not sent
+        facts = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname()}
+        self._write(f"part-{part}", {**facts, "seconds": time.monotonic() - began, "tally": tally.to_json()})
+
+    def finish(self, parts: int, *, verify: bool, fsync: bool, attributes: Mapping[str, Any]) -> ShardInfo:
+        """Put together what the parts have found, and have the bank say what it is.
+
+        Raises:
+            DamagedError: naming all shards that are not what was written, whoever has found it.
+            ExperienceError: the bank cannot be read or written.
+        """
+        draft = self._draft()
+        tally = Tally(draft.plan, verify)
+        for part in range(parts):
+            tally.add(self._read(f"part-{part}")["tally"])
+        if not tally.damage:
+            digest_rest(draft, tally, workers=1)
+        info = finish(draft, tally, attributes)
+        if fsync:
+            fsync_path(self.bank)
+        return info
+
+    def report(self, parts: int) -> list[tuple[str, float]]:
+        """Node and seconds of every part."""
+        return [(facts["node"], facts["seconds"]) for part in range(parts) for facts in [self._read(f"part-{part}")]]
+
+    def clear(self) -> None:
+        """Remove what they told each other."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _draft(self) -> Draft:
+        data = self._read("plan")
+        plan = MergePlan.from_json(data["plan"])
+        return Draft(self.bank, plan, renamed(plan.columns, offset=data["offsets"]))
+
+    def _write(self, name: str, data: Mapping[str, Any]) -> None:
+        path = self.folder / f"{name}.json"
+        scratch = path.with_suffix(".tmp")
+        with open(scratch, "w") as file:
+            json.dump(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.rename(path)
+
+    def _read(self, name: str) -> Any:
+        return json.loads((self.folder / f"{name}.json").read_bytes())
