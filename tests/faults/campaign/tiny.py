@@ -1,0 +1,202 @@
+"""A tiny deterministic training, made to be killed: every row bears a mark that no other row has.
+
+Its scripts are plain Python without packages, so that one takes milliseconds. An environment marks its rows with a
+hash of its seed and of the policy it was given; the update hashes all marks of its window together with the policy
+and state it had; the check's number is made of the policy. So anything lost, doubled, altered or out of order, in any
+iteration, changes everything after it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ROWS = 4
+
+_ENVIRONMENT = """
+    import hashlib, os, pathlib
+    given = os.environ
+    policy = pathlib.Path(given["ROSE_HPC_POLICY"], "weights").read_bytes() if "ROSE_HPC_POLICY" in given else b""
+    shard = bytearray(pathlib.Path(__file__).with_name("template.h5").read_bytes())
+    start = shard.index(b"<" + 30 * b"-" + b">")
+    for row in range(ROWS):
+        words = b"%s %d %s" % (given["ROSE_HPC_SEED"].encode(), row, policy)
+        mark = hashlib.blake2b(words, digest_size=15).hexdigest().encode()
+        shard[start + 32 * row : start + 32 * row + 32] = b"<" + mark + b">"
+    pathlib.Path(given["ROSE_HPC_SHARD"]).write_bytes(shard)
+    print("marked", mark.decode())
+""".replace("ROWS", str(ROWS))
+_UPDATE = """
+    import hashlib, json, os, pathlib, re
+    policy, state = pathlib.Path(os.environ["ROSE_HPC_POLICY"]), pathlib.Path(os.environ["ROSE_HPC_STATE"])
+    banks = [pathlib.Path(bank).read_bytes() for bank in json.loads(os.environ["ROSE_HPC_BANKS"])]
+    marks = [mark for bank in banks for mark in re.findall(rb"<[0-9a-f]{30}>", bank)]
+    assert len(set(marks)) == len(marks), "a row is there twice"
+    weights, count = policy / "weights", state / "deep" / "count"
+    before = weights.read_bytes() if weights.exists() else b""
+    count.parent.mkdir(exist_ok=True)
+    done = int(count.read_text()) if count.exists() else 0
+    assert done == int(os.environ["ROSE_HPC_ITERATION"]), "the state is not that of the iteration before"
+    count.write_text(str(done + 1))
+    words = b"%d %s %s %s" % (done, before, b"".join(marks), os.environ["ROSE_HPC_SEED"].encode())
+    weights.write_bytes(hashlib.blake2b(words).hexdigest().encode())
+    (policy / f"rows-{done}").write_text(str(len(marks)))
+    print("updated")
+"""
+_CHECK = """
+    import os, pathlib
+    weights = pathlib.Path(os.environ["ROSE_HPC_POLICY"], "weights").read_text()
+    print(int(os.environ["ROSE_HPC_ITERATION"]) + int(weights[:8], 16) / 2**33)
+"""
+_CONFIG = """
+    name = "tiny"
+    seed = {seed}
+    [environments]
+    command = "{{python}} -S -E environment.py {{number}}"
+    timeout_s = 60
+    [environments.grid]
+    number = {numbers}
+    [update]
+    command = "{{python}} -S -E update.py"
+    timeout_s = 60
+    [check]
+    command = "{{python}} -S -E check.py"
+    threshold = 99
+    timeout_s = 60
+    [loop]
+    max_iterations = {iterations}
+    max_concurrent = 4
+    [merge]
+    window = {window}
+    [retention]
+    policies = {policies}
+    shards = {shards}
+"""
+_PROGRAM = """\
+import asyncio, pathlib, shlex, sys
+import numpy as np
+from radical.asyncflow import WorkflowEngine
+import rose_hpc
+from rose_hpc import LearnerConfig, ParallelExperience, TaskConfig
+
+here = pathlib.Path(__file__).parent
+
+def line(script, *args):
+    return shlex.join([sys.executable, "-S", "-E", str(here / script), *map(str, args)])
+
+async def main():
+    asyncflow = await WorkflowEngine.create(await rose_hpc.EmbeddedExecutionBackend(max_concurrent=4))
+    learner = ParallelExperience(asyncflow, seed=SEED, window=WINDOW)
+    try:
+TASKS
+        async for state in learner.start(max_iter=ITERATIONS):
+            print(state.iteration, state.metric_value, flush=True)
+            learner.set_next_config(LearnerConfig(environment=TaskConfig(args=(state.iteration + 1,))))
+    finally:
+        await asyncflow.shutdown()
+
+asyncio.run(main())
+"""
+_COMMANDS = """\
+        for number in range(ENVIRONMENTS):
+            @learner.environment_task(name=f"env_{number}")
+            async def environment(*args, number=number):
+                return line("environment.py", number, *args)
+
+        @learner.update_task
+        async def update(*args):
+            return line("update.py")
+
+        @learner.as_stop_criterion(metric_name="reward", threshold=99, operator=">")
+        async def check(*args):
+            return line("check.py")
+"""
+_FUNCTIONS = """\
+        for number in range(ENVIRONMENTS):
+            @learner.environment_task(name=f"env_{number}", as_executable=False)
+            def collect(told=0):
+                task = rose_hpc.current_task()
+                weights = (task.policy / "weights").read_bytes() if task.policy else b""
+                with task.shard() as shard:
+                    for row in range(ROWS):
+                        shard.append(observation=task.rng.random(3), reward=float(told), action=sum(weights) % 251)
+                return {"told": told, "drawn": float(task.rng.random())}
+
+        @learner.update_task(as_executable=False)
+        def update(*values):
+            task = rose_hpc.current_task()
+            bank, state = task.bank(), task.state / "count"
+            done = int(state.read_text()) if state.exists() else 0
+            assert done == task.iteration, "the state is not that of the iteration before"
+            state.write_text(str(done + 1))
+            observations = np.asarray(bank["observations"])
+            assert len(np.unique(observations, axis=0)) == len(observations), "a row is there twice"
+            before = (task.policy / "weights").read_text() if (task.policy / "weights").exists() else ""
+            text = repr((len(before), observations.sum(0).tolist(), np.asarray(bank["actions"]).tolist(), values))
+            (task.policy / "weights").write_text(text + str(task.rng.random()))
+            return {"sum": float(observations.sum())}
+
+        @learner.as_stop_criterion(metric_name="reward", threshold=99, operator=">", as_executable=False)
+        def check(updated):
+            return rose_hpc.current_task().iteration + updated["sum"] / 1e6
+""".replace("ROWS", str(ROWS))
+
+Form = Literal["config", "commands", "functions"]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One shape of the training; equal shapes are equal trainings.
+
+    Attributes:
+        form: a configuration, or a Python program whose tasks are commands or functions.
+        environments, iterations, window: how much.
+        policies, shards: retention (a configuration's alone).
+    """
+
+    form: Form = "config"
+    environments: int = 2
+    iterations: int = 3
+    window: int = 1
+    policies: int | Literal["all"] = "all"
+    shards: bool = False
+    seed: int = 11
+
+    def write(self, folder: Path) -> Path:
+        """Write its files; the configuration, or the program."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("environment", _ENVIRONMENT), ("update", _UPDATE), ("check", _CHECK)):
+            (folder / f"{name}.py").write_text(textwrap.dedent(text))
+        _write_template(folder / "template.h5")
+        if self.form == "config":
+            text = _CONFIG.format(
+                seed=self.seed,
+                numbers=list(range(self.environments)),
+                iterations=self.iterations,
+                window=self.window,
+                policies='"all"' if self.policies == "all" else self.policies,
+                shards=str(self.shards).lower(),
+            )
+            target = folder / "config.toml"
+        else:
+            text = _PROGRAM.replace("TASKS", _COMMANDS if self.form == "commands" else _FUNCTIONS)
+            for name in ("environments", "iterations", "window", "seed"):
+                text = text.replace(name.upper(), str(getattr(self, name)))
+            target = folder / "program.py"
+        target.write_text(textwrap.dedent(text))
+        return target
+
+
+def _write_template(path: Path) -> None:
+    """A file that a simulator in another language might leave: columns, and nothing else."""
+    import h5py
+    import numpy as np
+
+    with h5py.File(path, "w") as file:
+        mark = np.frombuffer(b"<" + 30 * b"-" + b">", np.uint8)
+        file["observations"] = np.tile(mark, (ROWS, 1))
+        file["rewards"] = np.arange(ROWS, dtype=np.float32)
+        file["terminations"] = np.arange(ROWS) == ROWS - 1
+        file["truncations"] = np.zeros(ROWS, bool)
