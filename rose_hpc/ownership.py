@@ -1,27 +1,44 @@
-"""Who owns a run: one driver at a time, each under a higher epoch than those before it."""
+"""Who owns a run: one driver at a time, each under a higher epoch than those before it.
+
+On one machine, and wherever locks cross machines, a lock decides, and the kernel lets go of a dead driver's. Where they
+do not, the owner's heartbeat decides. It is watched for changes and never compared with a clock of ours alone: the
+clocks of two machines, or of one before and after it was set, need not agree.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints
 from rose_hpc.errors import OwnedError, RunError
 from rose_hpc.rundir import RunDir
 
+log = logging.getLogger(__name__)
+
 #: the owner writes its heartbeat this often
 HEARTBEAT_S = 5.0
 #: a heartbeat older than this is a dead owner's (contract)
 HEARTBEAT_MAX_AGE_S = 60.0
+#: one that looks so old is watched for so long all the same, because it may be the clocks that differ
+_WATCH_S = 3 * HEARTBEAT_S
+_LOOK_S = 0.25
+#: what file systems without locks answer
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
 class Ownership:
     """The lock of a run, held by the one driver it may have; a dead owner's is taken over under a new epoch.
+
+    An owner that may live on another machine is watched first, for up to HEARTBEAT_MAX_AGE_S.
 
     Raises:
         OwnedError: when another driver lives; it names host, pid and job.
@@ -33,20 +50,22 @@ class Ownership:
             self._file = os.open(run.owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise RunError(f"cannot own {run.path}: {error.strerror}", hint="is it yours to write to?") from error
-        failpoints.hit("lock-opened")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._acquire()
+        except BaseException:
             os.close(self._file)
-            raise _owned(run, read_owner(run) or {}) from None
+            raise
+
+    def _acquire(self) -> None:
+        failpoints.hit("lock-opened")
+        self._locked = self._lock()
         failpoints.hit("lock-held")
-        before = read_owner(run) or {}  # under the lock, so that no epoch is given twice
-        elsewhere = before.get("host") != socket.gethostname()
-        if before.get("pid") and elsewhere and not _is_stale(before):  # file systems whose locks do not cross nodes
-            os.close(self._file)
-            raise _owned(run, before)
+        before = read_owner(self.run) or {}  # under the lock, so that no epoch is given twice
+        here = before.get("host") == socket.gethostname()
+        if before.get("pid") and not (here and (self._locked or not _process_lives(int(before["pid"])))):
+            _see_dead(self.run, before)
         self._facts: dict[str, Any] = {
-            "epoch": int(before.get("epoch", -1)) + 1,
+            "epoch": self._claim(int(before.get("epoch", -1)) + 1),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "job": os.environ.get("SLURM_JOB_ID"),
@@ -55,6 +74,53 @@ class Ownership:
         failpoints.hit("lock-unwritten")
         self._write()
         failpoints.hit("lock-written")
+        if not self._locked and self._claimed(self.epoch + 1):  # by one who thought that we had died in between
+            raise _owned(self.run, read_owner(self.run) or {})
+
+    def _lock(self) -> bool:
+        """Whether we have the lock; False where there are none.
+
+        Raises:
+            OwnedError: somebody else has it.
+        """
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _owned(self.run, read_owner(self.run) or {}) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise RunError(f"cannot lock {self.run.owner}: {error.strerror}") from error
+            log.info("%s: there are no locks here; heartbeats decide", self.run.path)
+            return False
+        return True
+
+    def _claim(self, epoch: int) -> int:
+        """The first epoch from ``epoch`` on that nobody has: of two who see a dead owner at once, one gets it.
+
+        Raises:
+            OwnedError: who got it before us lives.
+        """
+        self._claims.mkdir(exist_ok=True)
+        while self._claimed(epoch) or not self._claim_one(epoch):
+            if not self._locked:
+                _see_claimed(self.run, epoch)
+            epoch += 1
+        failpoints.hit("lock-claimed")
+        return epoch
+
+    def _claim_one(self, epoch: int) -> bool:
+        try:
+            os.close(os.open(self._claims / str(epoch), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        except FileExistsError:
+            return False
+        return True
+
+    def _claimed(self, epoch: int) -> bool:
+        return (self._claims / str(epoch)).exists()
+
+    @property
+    def _claims(self) -> Path:
+        return self.run.path / ".owners"
 
     @property
     def epoch(self) -> int:
@@ -65,11 +131,11 @@ class Ownership:
         """Make sure that ours is a later epoch than ``epoch``, should the file that said so have been lost."""
         if self.epoch <= epoch:
             failpoints.hit("lock-behind")
-            self._facts["epoch"] = epoch + 1
+            self._facts["epoch"] = self._claim(epoch + 1)
             self._write()
 
-    def beat(self) -> None:
-        """Say that the owner lives.
+    def check(self) -> None:
+        """Make sure that the run is still ours: called before anything is recorded or published.
 
         Raises:
             OwnedError: when the run was taken over meanwhile, as from a driver that was suspended for too long.
@@ -77,6 +143,14 @@ class Ownership:
         now = read_owner(self.run) or {}
         if int(now.get("epoch", -1)) > self.epoch:
             raise _owned(self.run, now)
+
+    def beat(self) -> None:
+        """Say that the owner lives.
+
+        Raises:
+            OwnedError: as :meth:`check`.
+        """
+        self.check()
         failpoints.hit("heartbeat")
         self._write()
 
@@ -98,17 +172,87 @@ class Ownership:
                 self._file = -1
 
 
+class Watch:
+    """Whether a driver lives, as its heartbeats tell one who looks again and again.
+
+    Args:
+        owner: the run's owner file.
+        epoch: the driver's.
+        patience_s: how long it may be without a heartbeat, by our own steady clock.
+    """
+
+    def __init__(self, owner: Path, epoch: int, patience_s: float = HEARTBEAT_MAX_AGE_S) -> None:
+        self.owner = owner
+        self.epoch = epoch
+        self.patience_s = patience_s
+        self._last: object = None
+        self._changed = time.monotonic()
+
+    def lives(self) -> bool:
+        """False once it let go, was followed by another, or has been silent for too long."""
+        facts = _read(self.owner)
+        if facts is None:  # being rewritten, or the file system stutters: its silence decides
+            return time.monotonic() - self._changed < self.patience_s
+        if int(facts.get("epoch", -1)) != self.epoch or facts.get("pid") is None:
+            return False
+        if facts.get("heartbeat") != self._last:
+            self._last, self._changed = facts.get("heartbeat"), time.monotonic()
+        return time.monotonic() - self._changed < self.patience_s
+
+
+def _see_dead(run: RunDir, before: dict[str, Any]) -> None:
+    """Return once the owner ``before`` is known to be dead, or has let go.
+
+    Raises:
+        OwnedError: it lives, or another came.
+    """
+    patience_s = _WATCH_S if _is_stale(before) else HEARTBEAT_MAX_AGE_S
+    watch = Watch(run.owner, int(before.get("epoch", -1)), patience_s)
+    log.warning(
+        "process %s on %s did not let go of this run: seeing for %.0f s whether it lives",
+        *(before.get("pid"), before.get("host"), patience_s),
+    )
+    while watch.lives():
+        now = read_owner(run) or before
+        if now.get("heartbeat") != before.get("heartbeat"):
+            raise _owned(run, now)
+        time.sleep(_LOOK_S)
+    now = read_owner(run) or {}
+    if now.get("pid") and now.get("epoch") != before.get("epoch"):
+        raise _owned(run, now)
+
+
+def _see_claimed(run: RunDir, epoch: int) -> None:
+    """Return once whoever claimed ``epoch`` is known to have died, perhaps before it wrote that it owns the run.
+
+    Raises:
+        OwnedError: it lives.
+    """
+    end = time.monotonic() + _WATCH_S
+    while time.monotonic() < end:
+        now = read_owner(run) or {}
+        if int(now.get("epoch", -1)) >= epoch:
+            if now.get("pid"):
+                _see_dead(run, now)
+            return
+        time.sleep(_LOOK_S)
+
+
 def read_owner(run: RunDir) -> dict[str, Any] | None:
     """The owner's file: ``epoch, host, pid`` (None once it let go), ``job, since, heartbeat``; None without one."""
+    return _read(run.owner)
+
+
+def _read(owner: Path) -> dict[str, Any] | None:
     try:
-        facts = json.loads(run.owner.read_bytes())
+        facts = json.loads(owner.read_bytes())
     except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None
 
 
 def owner_lives(run: RunDir) -> bool:
-    """Whether a driver of this run is alive: its heartbeat is fresh and, on this host, its process is there."""
+    """Whether a driver of this run seems alive, at one look: its heartbeat is fresh and, on this host, it is there."""
     facts = read_owner(run)
     if not facts or not facts.get("pid") or _is_stale(facts):
         return False
@@ -126,7 +270,8 @@ def _process_lives(pid: int) -> bool:
 
 
 def _is_stale(facts: dict[str, Any]) -> bool:
-    return bool(time.time() - float(facts.get("heartbeat", 0)) > HEARTBEAT_MAX_AGE_S)
+    # one from the future is no younger: the clock was set back since
+    return bool(abs(time.time() - float(facts.get("heartbeat", 0))) > HEARTBEAT_MAX_AGE_S)
 
 
 def _owned(run: RunDir, facts: dict[str, Any]) -> OwnedError:

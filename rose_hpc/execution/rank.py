@@ -16,7 +16,6 @@ import selectors
 import signal
 import socket
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.frames import Unpacker, pack
 from rose_hpc.execution.supervisor import Supervisor
-from rose_hpc.ownership import HEARTBEAT_MAX_AGE_S
+from rose_hpc.ownership import Watch
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +71,11 @@ def once(spec_path: Path) -> int:
             supervisor.done = True
 
     def check_driver() -> None:
-        if not _driver_lives(Path(spec["owner"]), spec["epoch"]):
+        if not driver.lives():
             log.error("the driver is gone: ending")
             supervisor.kill_everything()
 
+    driver = Watch(Path(spec["owner"]), spec["epoch"])
     supervisor = Supervisor(report)
     supervisor.adopt()
     _on_sigterm(supervisor)
@@ -90,16 +90,6 @@ def once(spec_path: Path) -> int:
     scratch.rename(f"{spec_path}.done")
     sys.stdout.write(outcomes[0].stdout)
     return 0 if outcomes[0].ok else 1
-
-
-def _driver_lives(owner: Path, epoch: int) -> bool:
-    try:
-        data = json.loads(owner.read_bytes())
-    except (OSError, ValueError):
-        return True  # being rewritten, or the file system stutters; its age decides
-    if data["epoch"] != epoch or data["pid"] is None:  # another driver's run by now, or nobody's
-        return False
-    return bool(time.time() - data["heartbeat"] < HEARTBEAT_MAX_AGE_S)
 
 
 def _on_sigterm(supervisor: Supervisor) -> None:
