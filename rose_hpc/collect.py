@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from rose_hpc import attempts, publishing
+from rose_hpc import attempts, failpoints, publishing
 from rose_hpc.errors import EngineError
 from rose_hpc.results import difference, flat, signature
 from rose_hpc.tries import Tries
@@ -52,6 +52,7 @@ class Collect:
         ranks = self.session.progress.ranks.values()
         rows, size = sum(record["rows"] for record in ranks), sum(record["bytes"] for record in ranks)
         self.session.record("stage", iteration=iteration, stage="collect", rows=rows, bytes=size)
+        failpoints.hit("collect-recorded")
 
     async def _rank(self, iteration: int, environment: Environment, begun: set[str]) -> None:
         name, work = environment.name, environment.work
@@ -63,8 +64,10 @@ class Collect:
         async with self._limit:
             place = self.tries.place(iteration, "collect", name)
             argv, call = await self.tries.prepare(place, work, ())
+            failpoints.hit("rank-prepared")
             attempt = attempts.collect(place, environment, self.workflow.cwd, argv)
             outcome, value = await self.tries.carry_out(place, attempt, call, on_start)
+        failpoints.hit("rank-answered")
         info = outcome.info or {"rows": 0, "bytes": 0, "digest": None, "columns": {}}
         columns = signature(info["columns"])
         if (other := self._other_columns(columns)) is not None:
@@ -75,7 +78,9 @@ class Collect:
         if outcome.info is not None:
             target = self.session.run.shard(iteration, name)
             target.parent.mkdir(parents=True, exist_ok=True)
+            self.session.check_owned()
             publishing.publish(place.shard, target)
+            failpoints.hit("shard-published")
         nans = int(sum(flat(info["columns"].get("rewards", {}).get("stats", {}).get("nans", 0))))
         self.session.record(
             "rank",
@@ -93,6 +98,7 @@ class Collect:
             **({"nan_rewards": nans} if nans else {}),
             **self.tries.keep(name, work, outcome, value),
         )
+        failpoints.hit("rank-recorded")
 
     def _other_columns(self, columns: dict[str, str]) -> tuple[str, dict[str, str]] | None:
         """Who wrote other columns before, and which; None where these fit."""

@@ -228,6 +228,7 @@ def run_facts(workflow: Workflow, seed: int | None, source: str = "config") -> d
         "cwd": os.getcwd(),  # noqa: PTH109 - as a plain string
         "environments": [e.name for e in workflow.environments],
         "max_iterations": workflow.max_iterations,
+        "window": workflow.window,
         "metric": criterion.metric if criterion else None,
         "operator": criterion.operator if criterion else None,
         "threshold": criterion.threshold if criterion else None,

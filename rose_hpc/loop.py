@@ -36,7 +36,6 @@ class Loop:
         self.workflow = stages.workflow
         self._running: asyncio.Task[None] | None = None
         self._interrupt = ""
-        self._swept = False
 
     async def iterations(self) -> AsyncGenerator[int, dict[str, Any] | None]:
         """Yield every iteration once it is checked; ``asend`` the configuration that was set meanwhile, if any.
@@ -47,6 +46,8 @@ class Loop:
         """
         progress = self.session.progress
         try:
+            if progress.iteration:  # what the last driver was killed before it could remove
+                self._retain(progress.iteration - 1)
             while (verdict := self.verdict()) is None:
                 if self._interrupt:  # told while the program had the state of the iteration before
                     raise Interrupted(self._interrupt)
@@ -116,8 +117,15 @@ class Loop:
         self.stages.values.clear()
         self.session.journal.sync()
         failpoints.hit("checkpoint-synced")
-        retention.apply(self.session.run, self.workflow, self.session.progress, iteration, sweep=not self._swept)
-        self._swept = True
+        self._retain(iteration)
+
+    def _retain(self, iteration: int) -> None:
+        """Remove what need not stay after ``iteration``; all iterations are looked at where retention has changed."""
+        progress = self.session.progress
+        kept = retention.apply(self.session.run, self.workflow, progress, iteration, sweep=progress.extended)
+        progress.extended = False
+        for problem in kept:
+            self.session.warn(f"{problem}; `{self.session.run.command('gc')}` removes it later")
 
     def _end(self, verdict: Verdict) -> None:
         progress = self.session.progress

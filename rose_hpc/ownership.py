@@ -74,7 +74,7 @@ class Ownership:
         failpoints.hit("lock-unwritten")
         self._write()
         failpoints.hit("lock-written")
-        if not self._locked and self._claimed(self.epoch + 1):  # by one who thought that we had died in between
+        if self._newest_claim() > self.epoch:  # of one who thought that we had died in between
             raise _owned(self.run, read_owner(self.run) or {})
 
     def _lock(self) -> bool:
@@ -95,28 +95,43 @@ class Ownership:
         return True
 
     def _claim(self, epoch: int) -> int:
-        """The first epoch from ``epoch`` on that nobody has: of two who see a dead owner at once, one gets it.
+        """An epoch from ``epoch`` on that nobody has: of two who see a dead owner at once, one gets it.
 
         Raises:
             OwnedError: who got it before us lives.
         """
         self._claims.mkdir(exist_ok=True)
-        while self._claimed(epoch) or not self._claim_one(epoch):
-            if not self._locked:
-                _see_claimed(self.run, epoch)
-            epoch += 1
-        failpoints.hit("lock-claimed")
-        return epoch
+        while True:
+            newest = self._newest_claim()
+            if newest >= epoch:
+                self._see_claimant_dead(newest)
+                epoch = newest + 1
+            with suppress(FileExistsError):  # another was faster
+                file = os.open(self._claims / str(epoch), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+                os.write(file, socket.gethostname().encode())
+                os.close(file)
+                failpoints.hit("lock-claimed")
+                return epoch
 
-    def _claim_one(self, epoch: int) -> bool:
-        try:
-            os.close(os.open(self._claims / str(epoch), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-        except FileExistsError:
-            return False
-        return True
+    def _newest_claim(self) -> int:
+        return max((int(path.name) for path in self._claims.iterdir() if path.name.isdigit()), default=-1)
 
-    def _claimed(self, epoch: int) -> bool:
-        return (self._claims / str(epoch)).exists()
+    def _see_claimant_dead(self, epoch: int) -> None:
+        """Return once whoever claimed ``epoch`` is known to have died, perhaps before it wrote that it owns the run.
+
+        Raises:
+            OwnedError: it lives.
+        """
+        if self._locked and (self._claims / str(epoch)).read_text() == socket.gethostname():
+            return  # the lock is ours now, so that it is gone
+        end = time.monotonic() + _WATCH_S
+        while time.monotonic() < end:
+            now = read_owner(self.run) or {}
+            if int(now.get("epoch", -1)) >= epoch:
+                if now.get("pid"):
+                    _see_dead(self.run, now)
+                return
+            time.sleep(_LOOK_S)
 
     @property
     def _claims(self) -> Path:
@@ -220,22 +235,6 @@ def _see_dead(run: RunDir, before: dict[str, Any]) -> None:
     now = read_owner(run) or {}
     if now.get("pid") and now.get("epoch") != before.get("epoch"):
         raise _owned(run, now)
-
-
-def _see_claimed(run: RunDir, epoch: int) -> None:
-    """Return once whoever claimed ``epoch`` is known to have died, perhaps before it wrote that it owns the run.
-
-    Raises:
-        OwnedError: it lives.
-    """
-    end = time.monotonic() + _WATCH_S
-    while time.monotonic() < end:
-        now = read_owner(run) or {}
-        if int(now.get("epoch", -1)) >= epoch:
-            if now.get("pid"):
-                _see_dead(run, now)
-            return
-        time.sleep(_LOOK_S)
 
 
 def read_owner(run: RunDir) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ class Progress:
         jobs: one record for each driver.
         failure: the last failed attempt.
         nan_rewards: how many rewards were NaN, in all.
+        extended: whether the run was changed after its last complete iteration.
     """
 
     run: Record = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Progress:
     jobs: list[Record] = field(default_factory=list)
     failure: Record | None = None
     nan_rewards: int = 0
+    extended: bool = False
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Progress:
@@ -58,6 +60,7 @@ class Progress:
             case "run" | "extend":
                 self.run = {**self.run, **record}
                 self.end = None
+                self.extended = record["kind"] == "extend"
             case "job":
                 self.jobs.append(record)
                 self.end = None
@@ -81,6 +84,7 @@ class Progress:
             case "checkpoint":
                 self.iteration = record["iteration"] + 1
                 self.ranks, self.stages = {}, {}
+                self.extended = False
                 self.config = record.get("config", self.config)
             case "end":
                 self.end = record

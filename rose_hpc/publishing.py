@@ -129,3 +129,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def drop(path: Path, scratch: Path) -> None:
+    """Remove something committed, which may be gone already: at no moment is half of it there under its name."""
+    if path.is_dir():
+        aside = scratch / f"dropped-{path.parent.name}-{path.name}"
+        remove(aside)
+        path.rename(aside)
+        failpoints.hit("folder-renamed-away")
+        remove(aside)
+    else:
+        path.unlink(missing_ok=True)

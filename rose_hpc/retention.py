@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from rose_hpc import failpoints, publishing
 from rose_hpc.progress import Progress
@@ -10,34 +12,45 @@ from rose_hpc.rundir import RunDir
 from rose_hpc.workflow import Workflow
 
 
-def apply(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *, sweep: bool) -> None:
+def apply(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *, sweep: bool) -> list[str]:
     """Remove what need not stay once ``iteration`` is closed; its records must be on the disk by then.
 
     Args:
-        sweep: look at all iterations (a driver's first time), not only at the one that has just left.
+        run, workflow, progress: the run.
+        iteration: the last one that is closed.
+        sweep: look at all iterations, not only at the one that has just left.
+
+    Returns:
+        what could not be removed, and why: a run does not end for that.
     """
+    problems = []
+    for path in expired(run, workflow, progress, iteration, sweep=sweep):
+        try:
+            publishing.drop(path, run.scratch)
+        except OSError as error:
+            problems.append(f"{path} could not be removed: {error.strerror or error}")
+        failpoints.hit("expired-dropped")
+    for k in _merged(progress, iteration, sweep=sweep):
+        with suppress(OSError):  # not there, or not empty: shards that were set aside stay
+            (run.iteration(k) / "shards").rmdir()
+    failpoints.hit("retention-applied")
+    return problems
+
+
+def expired(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *, sweep: bool) -> Iterator[Path]:
+    """The files and folders that need not stay, those included that are gone already."""
     if not workflow.retention.shards:
-        for k in sorted(progress.merges) if sweep else [iteration]:
+        for k in _merged(progress, iteration, sweep=sweep):
             if progress.has_bank(k):
-                _remove_shards(run, workflow, k)
+                yield from (run.shard(k, environment.name) for environment in workflow.environments)
     for k in expired_banks(workflow, progress, iteration, sweep=sweep):
-        publishing.remove(run.bank(k))
-        failpoints.hit("bank-dropped")
+        yield run.bank(k)
     for k in expired_policies(workflow, progress, iteration, sweep=sweep):
-        publishing.remove(run.policy(k))
-        failpoints.hit("policy-dropped")
-        publishing.remove(run.state(k))
-        failpoints.hit("state-dropped")
+        yield from (run.policy(k), run.state(k))
 
 
-def _remove_shards(run: RunDir, workflow: Workflow, iteration: int) -> None:
-    folder = run.iteration(iteration) / "shards"
-    if folder.is_dir():
-        for environment in workflow.environments:
-            run.shard(iteration, environment.name).unlink(missing_ok=True)
-            failpoints.hit("shard-dropped")
-        with suppress(OSError):  # not empty: shards that were set aside stay
-            folder.rmdir()
+def _merged(progress: Progress, iteration: int, *, sweep: bool) -> list[int]:
+    return sorted(progress.merges) if sweep else [iteration]
 
 
 def expired_banks(workflow: Workflow, progress: Progress, iteration: int, *, sweep: bool) -> list[int]:

@@ -89,12 +89,21 @@ class Session:
         Raises:
             OwnedError: when another driver has taken the run over.
         """
-        if self._lost is not None:
-            raise self._lost
+        self.check_owned()
         record = self.journal.append(kind, **fields)
         self.progress.apply(record)
         for observer in self.observers:
             observer.recorded(record, self.progress)
+
+    def check_owned(self) -> None:
+        """Make sure that the run is still ours, before anything is published or recorded.
+
+        Raises:
+            OwnedError: when another driver has taken the run over.
+        """
+        if self._lost is not None:
+            raise self._lost
+        self.ownership.check()
 
     def started(self, iteration: int, stage: str, environment: str = "") -> None:
         """Tell the observers that something began."""

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rose_hpc import attempts, publishing
+from rose_hpc import attempts, failpoints, publishing
+from rose_hpc.attempts import Place
 from rose_hpc.collect import Collect
 from rose_hpc.errors import RunError
 from rose_hpc.execution import merging
@@ -70,7 +71,9 @@ class Stages:
         way = merging.choose_way(size, self.engine.node_cores, self.workflow.way, self.workflow.workers)
         shards = {run.shard(iteration, name): progress.ranks[name]["digest"] for name in names}
         self.session.started(iteration, "merge")
+        failpoints.hit("merge-planned")
         outcome = await merging.merge(self.engine, attempts.merge(place, self.workflow, shards, way), way)
+        failpoints.hit("merge-answered")
         if outcome.reason == "damaged":
             for name, path in zip(names, shards, strict=True):
                 if str(path) in outcome.paths:
@@ -79,7 +82,9 @@ class Stages:
         if not outcome.ok or outcome.info is None:
             await self.tries.fail(place, outcome, outcome.message, outcome.reason)
             raise AssertionError("unreachable")
+        self.session.check_owned()
         publishing.publish(place.shard, run.bank(iteration))
+        failpoints.hit("bank-published")
         facts = {key: outcome.info[key] for key in ("rows", "bytes", "digest")} | {"way": way.name}
         facts |= {"parts": way.parts} if way.parts > 1 else {}
         columns = signature(outcome.info["columns"])
@@ -89,12 +94,14 @@ class Stages:
         self.session.record(
             "stage", iteration=iteration, stage="merge", **facts, seconds=outcome.seconds, columns=columns
         )
+        failpoints.hit("merge-recorded")
         return True
 
     def _set_aside(self, iteration: int, name: str, path: Path, message: str) -> None:
         aside = path.with_name(f"{path.name}.damaged-{len(list(path.parent.glob(path.name + '.damaged-*')))}")
         try:
             path.rename(aside)
+            failpoints.hit("damaged-set-aside")
             where, what = self.session.run.relative(aside), f"is damaged and was set aside as {aside}"
         except FileNotFoundError:
             where, what = None, "is gone"
@@ -109,13 +116,18 @@ class Stages:
         )
         for source, copy in ((run.policy, place.policy), (run.state, place.state)):
             await asyncio.to_thread(publishing.copy_tree, source(iteration - 1) if iteration else None, copy)
+        failpoints.hit("update-prepared")
         if iteration:
-            await self._check_policy(iteration - 1, place.policy)
+            await self._check_copies(iteration - 1, place)
         attempt = attempts.update(place, self.workflow, self.session.progress, argv)
         outcome, value = await self.tries.carry_out(place, attempt, call)
+        failpoints.hit("update-answered")
+        self.session.check_owned()
         run.iteration(iteration).mkdir(exist_ok=True)
         state = await asyncio.to_thread(publishing.publish_tree, place.state, run.state(iteration))
+        failpoints.hit("state-published")
         policy = await asyncio.to_thread(publishing.publish_tree, place.policy, run.policy(iteration))
+        failpoints.hit("policy-published")
         self.session.record(
             "stage",
             iteration=iteration,
@@ -126,12 +138,14 @@ class Stages:
             state=state,
             **self.tries.keep("update", work, outcome, value),
         )
+        failpoints.hit("update-recorded")
 
     async def _check(self, iteration: int, work: Work) -> None:
         place = self.tries.place(iteration, "check")
         argv, call = await self.tries.prepare(place, work, (self.values.get("update"),))
         attempt = attempts.check(place, self.workflow, work, self.session.progress, argv)
         outcome, value = await self.tries.carry_out(place, attempt, call)
+        failpoints.hit("check-answered")
         try:
             reward = number(value) if work.is_function else last_number(outcome.stdout)
         except ValueError as error:
@@ -139,13 +153,15 @@ class Stages:
             raise AssertionError("unreachable") from error
         kept = self.tries.keep("check", work, outcome, value) if work.is_function else {}
         self.session.record("stage", iteration=iteration, stage="check", seconds=outcome.seconds, reward=reward, **kept)
+        failpoints.hit("check-recorded")
 
-    async def _check_policy(self, iteration: int, folder: Path) -> None:
-        """Whether a policy is still the one that was committed: nothing else would tell, where all write as root."""
-        committed = self.session.progress.updates[iteration]["policy"]["digest"]
-        if (await asyncio.to_thread(publishing.tree_facts, folder))["digest"] != committed:
-            raise RunError(
-                f"{self.session.run.policy(iteration)} is not what the update of iteration {iteration} left: "
-                "an environment or a check has changed it",
-                hint="bring it back from a copy, and let only the update write to task.policy",
-            )
+    async def _check_copies(self, iteration: int, place: Place) -> None:
+        """Whether policy and state are still those that were committed: nothing else would tell, where all are root."""
+        committed = self.session.progress.updates[iteration]
+        for name, copy in (("policy", place.policy), ("state", place.state)):
+            if (await asyncio.to_thread(publishing.tree_facts, copy))["digest"] != committed[name]["digest"]:
+                raise RunError(
+                    f"{self.session.run.iteration(iteration) / name} is not what the update of iteration {iteration} "
+                    "left: an environment or a check has changed it",
+                    hint="bring it back from a copy, and let only the update write to task.policy and task.state",
+                )

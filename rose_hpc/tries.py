@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from rose_hpc import publishing
+from rose_hpc import failpoints, publishing
 from rose_hpc.attempts import Place
 from rose_hpc.errors import TaskError, TaskTimeoutError
 from rose_hpc.execution.attempt import Attempt, Outcome
@@ -99,6 +99,7 @@ class Tries:
         """Record the failure of an attempt, and raise it."""
         for path in (place.shard, place.policy, place.state):
             await asyncio.to_thread(publishing.remove, path)
+        failpoints.hit("failure-cleared")
         self.session.record(
             "attempt",
             iteration=place.iteration,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,8 +52,9 @@ def command(
     """
     sight = Sight.of(rundir.find(run))
     changes = Changes(max_iterations, sets)
-    _refuse_owned(sight.run)
-    if sight.jobs and not here and "SLURM_JOB_ID" not in os.environ:
+    again = bool(sight.jobs) and not here and "SLURM_JOB_ID" not in os.environ
+    _refuse_owned(sight.run, everywhere=again)
+    if again:
         _submit_again(sight, changes)
         return
     program = _program(sight)
@@ -79,9 +81,10 @@ def command(
     ctx.exit(driver.drive_shown(sight.run, changed, engine))
 
 
-def _refuse_owned(run: RunDir) -> None:
-    if ownership.owner_lives(run):
-        owner = ownership.read_owner(run) or {}
+def _refuse_owned(run: RunDir, *, everywhere: bool) -> None:
+    """Refuse at once what would be refused later; of an owner elsewhere, who drives finds out whether it lives."""
+    owner = ownership.read_owner(run) or {}
+    if ownership.owner_lives(run) and (everywhere or owner.get("host") == socket.gethostname()):
         job = f", job {owner['job']}" if owner.get("job") else ""
         raise OwnedError(
             f"{run.path} is being driven by process {owner.get('pid')} on {owner.get('host')}{job}",

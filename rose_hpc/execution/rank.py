@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: a supervisor without a socket looks this often whether its driver lives
 HEARTBEAT_CHECK_S = 2.0
+#: a driver without a heartbeat for so long is dead
+SILENCE_S = 25.0
 
 
 def serve(control: socket.socket) -> None:
@@ -75,7 +77,7 @@ def once(spec_path: Path) -> int:
             log.error("the driver is gone: ending")
             supervisor.kill_everything()
 
-    driver = Watch(Path(spec["owner"]), spec["epoch"])
+    driver = Watch(Path(spec["owner"]), spec["epoch"], SILENCE_S)
     supervisor = Supervisor(report)
     supervisor.adopt()
     _on_sigterm(supervisor)

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,8 +31,13 @@ log = logging.getLogger(__name__)
 
 #: how often sbatch is called for one job when it is sure that the call before submitted nothing
 _ATTEMPTS = 3
-#: seconds between looks for a job that sbatch may have submitted: a busy controller shows it late
-_LOOKS_S = (0.0, 1.0, 2.0, 4.0, 8.0)
+#: seconds between looks for a job that sbatch may have submitted: a busy controller shows it late, and to submit
+#: another meanwhile would be to submit it twice
+_LOOKS_S = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+#: the same where sbatch did not even reach the controller
+_FEW_LOOKS = 3
+#: seconds after which a job that sbatch did not speak of was not submitted, if Slurm knows none
+_TOO_LATE_S = SUBMIT_TIMEOUT_S + sum(_LOOKS_S)
 #: Slurm's words -> what to change
 _HINTS = (
     ("submit limit", "wait until some of your jobs have ended, or lower slurm.chain"),
@@ -119,10 +124,18 @@ def check_idle(run: RunDir) -> None:
         SlurmAwayError: Slurm does not answer, so nobody can say.
     """
     found = adopt(run)
+    if not found:
+        return
     queue = ask(found)
     if queue.error:
         raise SlurmAwayError(f"{queue.error}; nothing was submitted", hint="try again later")
     for record in found:
+        if not record.job and record.ours:  # a busy controller shows a job late
+            left_s = _TOO_LATE_S - (time.time() - record.time)
+            raise SlurmAwayError(
+                "whether sbatch submitted a job for this run is not known yet; nothing was submitted",
+                hint=f"try again in {max(1.0, left_s):.0f} s",
+            )
         job = queue.of(record)
         if job is not None and (job.queued or job.running):
             raise RunError(
@@ -164,7 +177,7 @@ def adopt(run: RunDir) -> list[JobRecord]:
         job, sure = find_by_token(run, record)
         if job:
             records.note_submitted(run, record, job)
-        elif sure and time.time() - record.time > SUBMIT_TIMEOUT_S + sum(_LOOKS_S):  # else it may be on its way
+        elif sure and time.time() - record.time > _TOO_LATE_S:  # else it may be on its way
             records.forget_submitting(run, record)
     return records.read_records(run)
 
@@ -183,8 +196,9 @@ def _submit_one(slurm: Slurm, submission: Submission) -> JobRecord:
         if not answer.away and not answer.ok:
             records.forget_submitting(run, record)
             raise SlurmError(f"Slurm refused the job: {answer.words}", hint=_hint(answer))
-        log.info("sbatch: %s; looking for the job by its comment", answer.words)
-        job, sure = _look_for(run, record)
+        looks_s = _LOOKS_S[:_FEW_LOOKS] if _was_not_sent(answer) else _LOOKS_S
+        log.warning("sbatch: %s; looking for the job for up to %.0f s", answer.words, sum(looks_s))
+        job, sure = _look_for(run, record, looks_s)
         if job:
             return records.note_submitted(run, record, job)
         if not sure:
@@ -192,10 +206,10 @@ def _submit_one(slurm: Slurm, submission: Submission) -> JobRecord:
     raise _away(run, record, answer, sure)
 
 
-def _look_for(run: RunDir, record: JobRecord) -> tuple[str, bool]:
-    """As `find_by_token`, some seconds long."""
+def _look_for(run: RunDir, record: JobRecord, looks_s: Sequence[float]) -> tuple[str, bool]:
+    """As `find_by_token`, again and again."""
     sure = False
-    for wait_s in _LOOKS_S:
+    for wait_s in looks_s:
         time.sleep(wait_s)
         job, sure = find_by_token(run, record)
         if job:
@@ -206,14 +220,17 @@ def _look_for(run: RunDir, record: JobRecord) -> tuple[str, bool]:
 
 
 def _away(run: RunDir, record: JobRecord, answer: Answer, sure: bool) -> SlurmError:
-    # "connect failure": nothing was sent, so nothing was submitted
-    if sure or "connect failure" in answer.words.lower():
+    if sure or _was_not_sent(answer):
         records.forget_submitting(run, record)
         return SlurmError(f"Slurm does not answer ({answer.words}); nothing was submitted", hint="try again later")
     return SlurmAwayError(
         f"Slurm does not answer ({answer.words}); whether a job was submitted is not known yet",
         hint=f"`{run.command('status')}` finds it by its comment {record.token} once Slurm answers",
     )
+
+
+def _was_not_sent(answer: Answer) -> bool:
+    return "connect failure" in answer.words.lower()
 
 
 def _hint(answer: Answer) -> str:

@@ -140,7 +140,7 @@ ONCE = """
 import sys
 from pathlib import Path
 from rose_hpc.execution import rank
-rank.HEARTBEAT_MAX_AGE_S, rank.HEARTBEAT_CHECK_S = 1.0, 0.1
+rank.SILENCE_S, rank.HEARTBEAT_CHECK_S = 1.0, 0.1
 sys.exit(rank.main(["--once", sys.argv[1].encode().hex()]))
 """
 

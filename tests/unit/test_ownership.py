@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -68,21 +72,101 @@ def test_a_killed_owner_is_followed_at_once(run):
     held.release()
 
 
-def test_a_living_owner_elsewhere_is_respected(run):
-    """On file systems whose locks do not cross nodes, a fresh heartbeat from another host holds the run."""
-    owner(run)
-    assert ownership.owner_lives(run)
-    with pytest.raises(OwnedError, match="process 123 on node17, job 99; watch it with `rose-hpc status"):
+@contextmanager
+def beating(run: RunDir, **changes: object) -> Iterator[None]:
+    """An owner that beats, as a driver elsewhere does."""
+    done = threading.Event()
+
+    def beat() -> None:
+        beats = 0
+        while not done.wait(0.05):
+            beats += 1
+            owner(run, **{"heartbeat": time.time() + beats, **{k: v + beats for k, v in changes.items()}})
+
+    owner(run, **changes)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("hours", [-1, 0, 1], ids=["slow", "right", "fast"])
+def test_a_living_owner_elsewhere_is_respected(run, hours):
+    """Where locks do not cross nodes a beating heartbeat holds the run, whatever the clock of its node says."""
+    with (
+        beating(run, heartbeat=time.time() + 3600 * hours),
+        pytest.raises(OwnedError, match="process 123 on node17, job 99; watch it with `rose-hpc status"),
+    ):
         Ownership(run)
 
 
-def test_a_dead_owner_elsewhere_is_followed(run):
-    """A heartbeat older than a minute is a dead owner's: its run is taken over, under its epoch + 1."""
-    owner(run, heartbeat=time.time() - HEARTBEAT_MAX_AGE_S - 1)
-    assert not ownership.owner_lives(run)
+@pytest.mark.parametrize("hours", [-1, 0, 1], ids=["slow", "right", "fast"])
+def test_a_dead_owner_elsewhere_is_followed(run, monkeypatch, hours):
+    """A heartbeat that stands still is a dead owner's: its run is taken over, under its epoch + 1."""
+    monkeypatch.setattr(ownership, "HEARTBEAT_MAX_AGE_S", 0.3)
+    monkeypatch.setattr(ownership, "_WATCH_S", 0.2)
+    owner(run, heartbeat=time.time() + 3600 * hours)
     held = Ownership(run)
     assert held.epoch == 5
     assert ownership.read_owner(run)["host"] == socket.gethostname()
+    held.release()
+
+
+def test_an_owner_that_lets_go_while_it_is_watched_is_followed_at_once(run):
+    """Who waits for a dead owner does not wait on when it lets go after all."""
+    owner(run)
+    letting_go = threading.Timer(0.2, lambda: owner(run, pid=None))
+    letting_go.start()
+    held = Ownership(run)
+    letting_go.join()
+    assert held.epoch == 5
+    held.release()
+
+
+def without_locks(*_: object) -> None:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def test_without_locks_heartbeats_decide(run, monkeypatch):
+    """A file system without locks: a living process that beats holds the run, a dead one is followed at once."""
+    monkeypatch.setattr(ownership.fcntl, "flock", without_locks)
+    here = {"host": socket.gethostname()}
+    owner(run, **here, pid=2**22 - 1)
+    first = Ownership(run)
+    assert first.epoch == 5
+    beats = threading.Timer(0.2, first.beat)
+    beats.start()
+    with pytest.raises(OwnedError, match=f"process {os.getpid()} on "):
+        Ownership(run)
+    beats.join()
+    first.release()
+
+
+def test_without_locks_one_of_two_gets_the_run(run, monkeypatch):
+    """Two who see a dead owner at once: an epoch is given to one of them, and the other finds out that it lives."""
+    monkeypatch.setattr(ownership.fcntl, "flock", without_locks)
+    claimed = run.path / ".owners" / "5"
+    claimed.parent.mkdir()
+    claimed.touch()  # the other was faster by a moment
+    writes = threading.Timer(0.2, lambda: owner(run, epoch=5, host="node18", pid=7))
+    beats = threading.Timer(0.6, lambda: owner(run, epoch=5, host="node18", pid=7, heartbeat=1.0))
+    owner(run, pid=None)
+    writes.start()
+    beats.start()
+    with pytest.raises(OwnedError, match="process 7 on node18"):
+        Ownership(run)
+    beats.join()
+
+
+def test_a_claim_whose_claimant_died_holds_nobody_up(run):
+    """Killed between claiming an epoch and writing that it owns the run: the next one takes the epoch after it."""
+    (run.path / ".owners").mkdir()
+    (run.path / ".owners" / "0").write_text(socket.gethostname())
+    held = Ownership(run)
+    assert held.epoch == 1
     held.release()
 
 
@@ -147,6 +231,35 @@ def test_an_owner_that_was_taken_over_says_so_and_writes_nothing(run):
         sleeper.beat()
     sleeper.release()
     assert ownership.read_owner(run) == facts
+
+
+def test_what_a_follower_finds_is_not_written_over(run):
+    """Before every record and every published file a driver looks whether the run is still its own."""
+    sleeper = Ownership(run)
+    sleeper.check()
+    owner(run, epoch=1)
+    with pytest.raises(OwnedError, match="process 123 on node17"):
+        sleeper.check()
+    sleeper.release()
+
+
+def test_a_watch_takes_no_clock_but_its_own(run):
+    """Whoever watches a driver sees it live while its heartbeats change, and dead once they stand still or end."""
+    owner(run, heartbeat=0.0)
+    watch = ownership.Watch(run.owner, epoch=4, patience_s=0.2)
+    for beat in range(3):
+        owner(run, heartbeat=-3600.0 * beat)
+        time.sleep(0.1)
+        assert watch.lives()
+    run.owner.write_text("{half")
+    assert watch.lives()
+    time.sleep(0.25)
+    assert not watch.lives()
+    for ended in ({"epoch": 5}, {"pid": None}):
+        owner(run, heartbeat=9.0)
+        assert ownership.Watch(run.owner, epoch=4).lives()
+        owner(run, **ended)
+        assert not ownership.Watch(run.owner, epoch=4).lives()
 
 
 def test_an_epoch_is_never_given_twice_though_the_owners_file_is_lost(run):

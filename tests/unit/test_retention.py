@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rose_hpc import attempts, retention, rundir
+from rose_hpc import attempts, publishing, retention, rundir
 from rose_hpc.progress import Progress
 from rose_hpc.workflow import Criterion, Environment, Retention, Work, Workflow
 
@@ -133,3 +133,29 @@ def test_damaged_shards_stay(run):
     aside.write_bytes(b"?")
     retention.apply(run, workflow(Retention()), progress_of([1.0, 1.0, 1.0]), 2, sweep=True)
     assert {name for name in left(run) if "shards" in name} == {"iter-0002/shards", "iter-0002/shards/a.h5.damaged-0"}
+
+
+def test_what_cannot_be_removed_ends_nothing(run, monkeypatch):
+    """A file that cannot be removed is named, and the others go."""
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "a.h5":
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (problem,) = retention.apply(run, workflow(Retention()), progress_of([1.0, 1.0, 1.0]), 2, sweep=False)
+    assert problem == f"{run.shard(2, 'a')} could not be removed: Permission denied"
+    assert not run.shard(2, "b").exists()
+    assert not run.bank(1).exists()
+
+
+def test_a_folder_is_dropped_as_a_whole(run, monkeypatch):
+    """Killed while it removes a policy, a driver leaves no half of one under its name."""
+    monkeypatch.setattr(publishing, "remove", lambda path: None)
+    publishing.drop(run.policy(0), run.scratch)
+    assert not run.policy(0).exists()
+    assert [path.name for path in run.scratch.iterdir()] == ["dropped-iter-0000-policy"]
+    monkeypatch.undo()
+    publishing.drop(run.policy(0), run.scratch)  # gone already

@@ -38,7 +38,7 @@ class Scenario:
 
 def killed_in_the_middle(trial: Trial) -> None:
     """Killed once before, its last record torn, a file of a rank left behind, and the owner's file lost."""
-    die(trial, "iteration-done", 1)
+    torture.die_at(trial, "iteration-done")
     with open(trial.run / "journal.jsonl", "a") as journal:
         journal.write('{"seq":99,"kind":"check')
     (trial.run / "scratch" / "0000-collect-env_1-0.7.h5").write_text("half a sh")
@@ -47,7 +47,7 @@ def killed_in_the_middle(trial: Trial) -> None:
 
 def killed_with_a_policy_published(trial: Trial) -> None:
     """Killed when a policy has its name, and no record yet."""
-    die(trial, "policy-published", 1)
+    torture.die_at(trial, "policy-published")
 
 
 def finished_early(trial: Trial) -> None:
@@ -73,13 +73,6 @@ SCENARIOS = {
     "a policy without a record": Scenario(Tiny("config", iterations=2), killed_with_a_policy_published),
     "an extended run": Scenario(Tiny("config", iterations=2), finished_early, further),
 }
-
-
-def die(trial: Trial, point: str, count: int, arguments: Arguments = (), name: str = "died") -> bool:
-    """Start a driver one of whose processes dies at a point; whether it came there."""
-    mark = trial.folder / name
-    trial.settle(trial.start(*arguments, **torture.dying(point, count, mark)))
-    return mark.exists()
 
 
 def names() -> list[str]:
@@ -121,7 +114,7 @@ class Failpoints:
             with self.shared.trial(scenario.tiny) as trial:
                 scenario.before(trial)
                 arguments = scenario.arguments(trial)
-                if not die(trial, point, count, arguments):
+                if not torture.die_at(trial, point, count, *arguments):
                     continue
                 if seed % 2:
                     self._die_again(trial, rng, arguments)
@@ -131,7 +124,7 @@ class Failpoints:
 
     def _die_again(self, trial: Trial, rng: random.Random, arguments: Arguments) -> None:
         second = rng.choice(sorted(self.counts("a resumed run")))
-        die(trial, second, 1 + rng.randrange(3), arguments, "died again")
+        torture.die_at(trial, second, 1 + rng.randrange(3), *arguments, name="died again")
 
 
 @contextmanager

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import part_clock
+import part_drivers
 import part_failpoints
 import part_kills
+import part_submit
 
-PARTS = {part.name: part for part in (part_failpoints.PART, part_kills.PART)}
+PARTS = {
+    part.name: part
+    for part in (part_failpoints.PART, part_kills.PART, part_drivers.PART, part_clock.PART, part_submit.PART)
+}

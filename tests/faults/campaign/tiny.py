@@ -77,7 +77,7 @@ _CONFIG = """
 _PROGRAM = """\
 import asyncio, pathlib, shlex, sys
 import numpy as np
-from radical.asyncflow import WorkflowEngine
+from radical.asyncflow import LocalExecutionBackend, WorkflowEngine
 import rose_hpc
 from rose_hpc import LearnerConfig, ParallelExperience, TaskConfig
 
@@ -87,7 +87,7 @@ def line(script, *args):
     return shlex.join([sys.executable, "-S", "-E", str(here / script), *map(str, args)])
 
 async def main():
-    asyncflow = await WorkflowEngine.create(await rose_hpc.EmbeddedExecutionBackend(max_concurrent=4))
+    asyncflow = await WorkflowEngine.create(await BACKEND)
     learner = ParallelExperience(asyncflow, seed=SEED, window=WINDOW)
     try:
 TASKS
@@ -99,6 +99,7 @@ TASKS
 
 asyncio.run(main())
 """
+_BACKEND = "rose_hpc.EmbeddedExecutionBackend(max_concurrent=4)"
 _COMMANDS = """\
         for number in range(ENVIRONMENTS):
             @learner.environment_task(name=f"env_{number}")
@@ -143,7 +144,7 @@ _FUNCTIONS = """\
             return rose_hpc.current_task().iteration + updated["sum"] / 1e6
 """.replace("ROWS", str(ROWS))
 
-Form = Literal["config", "commands", "functions"]
+Form = Literal["config", "commands", "functions", "foreign"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class Tiny:
     """One shape of the training; equal shapes are equal trainings.
 
     Attributes:
-        form: a configuration, or a Python program whose tasks are commands or functions.
+        form: a configuration, or a Python program whose tasks are commands or functions; ``foreign``: commands, on
+            an engine that is not ours.
         environments, iterations, window: how much.
         policies, shards: retention (a configuration's alone).
     """
@@ -181,7 +183,9 @@ class Tiny:
             )
             target = folder / "config.toml"
         else:
-            text = _PROGRAM.replace("TASKS", _COMMANDS if self.form == "commands" else _FUNCTIONS)
+            text = _PROGRAM.replace("TASKS", _FUNCTIONS if self.form == "functions" else _COMMANDS)
+            backend = "LocalExecutionBackend()" if self.form == "foreign" else _BACKEND
+            text = text.replace("BACKEND", backend)
             for name in ("environments", "iterations", "window", "seed"):
                 text = text.replace(name.upper(), str(getattr(self, name)))
             target = folder / "program.py"

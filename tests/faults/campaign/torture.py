@@ -139,19 +139,28 @@ class Trial:
         self.violations += found
 
     def settle(self, driver: Driver) -> int:
-        """See a driver end, by itself or killed, and all it started; its exit code."""
+        """See the only driver end, by itself or killed, and all it started; its exit code."""
+        code = self.settle_one(driver)
+        self.see_nothing_left()
+        self.look()
+        return code
+
+    def settle_one(self, driver: Driver) -> int:
+        """See a driver end; its exit code."""
         try:
             code = driver.wait(PATIENCE_S)
         except TimeoutError as error:
             self.violations.append(f"I5: {error}: {driver.stderr[-300:]}")
             driver.kill(group=True)
             code = driver.wait(10)
-        if not wait_until(lambda: not self.processes(), 20):
-            self.violations.append(f"I7: {len(self.processes())} processes outlived their driver")
         if self.tiny.form == "config":
             self.violations += invariants.complaint(code, driver.stderr)
-        self.look()
         return code
+
+    def see_nothing_left(self) -> None:
+        """I7, once all drivers have ended."""
+        if not wait_until(lambda: not self.processes(), 20):
+            self.violations.append(f"I7: {len(self.processes())} processes outlived their driver")
 
     def finish(self, *arguments: object) -> None:
         """Go on (with these arguments of ``rose-hpc``, if any) until the run ends; compare it with the undisturbed."""
@@ -182,6 +191,13 @@ def points(trial: Trial, *arguments: object) -> Counter[str]:
 def dying(point: str, count: int, mark: Path, kind: str = "KILL") -> Mapping[str, str]:
     """The environment of a driver one of whose processes dies at ``point``."""
     return {"ROSE_HPC_FAILPOINT": f"{point}:{count}:{kind}", "ROSE_HPC_FAILPOINT_MARK": str(mark)}
+
+
+def die_at(trial: Trial, point: str, count: int = 1, *arguments: object, name: str = "died") -> bool:
+    """Start a driver one of whose processes dies at a point; whether it came there."""
+    mark = trial.folder / name
+    trial.settle(trial.start(*arguments, **dying(point, count, mark)))
+    return mark.exists()
 
 
 def wait_until(what: Callable[[], Any], seconds: float) -> bool:

@@ -3,6 +3,7 @@
 - ``script.json``: command -> a list of answers, used up one by one, the last one for ever; "*": for every command.
   Each has any of ``stdout, stderr, returncode, sleep_s``, and ``do`` (default true): whether the command is carried out
   all the same (an sbatch that times out may have submitted). Without an answer the command works.
+  ``works``: the command works this time. ``late_s``: squeue shows the job so much later, by the file ``clock``.
 - ``jobs.json``: the jobs. ``calls.jsonl``: every call, with what of the environment is Slurm's.
 """
 
@@ -27,11 +28,13 @@ def main(command: str, arguments: list[str]) -> int:
         note(command, arguments)
         answer = scripted(command)
         done = {"sbatch": sbatch, "squeue": squeue, "scancel": scancel, "sacct": sacct}.get(command, told)
-        if answer is None:
+        if answer is None or answer.get("works"):
             return done(arguments)
         if answer.get("do", True):
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 done(arguments)
+            if answer.get("late_s"):
+                hide_newest(answer["late_s"])
     answer = {**ANSWERED_BY_SCRIPT, **answer}
     time.sleep(answer["sleep_s"])
     sys.stdout.write(answer["stdout"])
@@ -85,9 +88,22 @@ def sbatch(arguments: list[str]) -> int:
     return 0
 
 
+def hide_newest(seconds: float) -> None:
+    jobs = read("jobs.json", {})
+    jobs[max(jobs, key=int)]["shown_at"] = read("clock", 0.0) + seconds
+    write("jobs.json", jobs)
+
+
+def shown() -> dict[str, Any]:
+    """The jobs that a busy controller speaks of by now."""
+    return {
+        number: job for number, job in read("jobs.json", {}).items() if job.get("shown_at", 0) <= read("clock", 0.0)
+    }
+
+
 def squeue(arguments: list[str]) -> int:
     users = option(arguments, "user").split(",")
-    for number, job in read("jobs.json", {}).items():
+    for number, job in shown().items():
         if job["uid"] in users:
             values = {"A": number, "T": job["state"], "r": job["reason"], "k": job["comment"], "D": job["nodes"]}
             values |= {"M": job.get("used", "0:00"), "L": job.get("left", "30:00"), "C": "2", "N": "", "S": "N/A"}
@@ -104,7 +120,7 @@ def scancel(arguments: list[str]) -> int:
 
 
 def sacct(arguments: list[str]) -> int:
-    for number, job in (read("jobs.json", {}) | read("accounted.json", {})).items():
+    for number, job in (shown() | read("accounted.json", {})).items():
         print("|".join((number, job["folder"], job.get("accounted_comment", ""))))
     return 0
 
