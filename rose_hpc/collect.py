@@ -77,8 +77,8 @@ class Collect:
             await self.tries.fail(place, outcome, f"wrote {difference(columns, other[1])} of {other[0]}", "shard")
         if outcome.info is not None:
             target = self.session.run.shard(iteration, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
             self.session.check_owned()
+            target.parent.mkdir(parents=True, exist_ok=True)
             publishing.publish(place.shard, target)
             failpoints.hit("shard-published")
         nans = int(sum(flat(info["columns"].get("rewards", {}).get("stats", {}).get("nans", 0))))

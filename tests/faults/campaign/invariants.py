@@ -73,9 +73,8 @@ def essence(path: Path) -> dict[str, Any]:
     of["policies"] = {k: (r["policy"], r["state"]) for k, r in sorted(progress.updates.items())}
     of["end"] = (progress.end or {}).get("state")
     of["config"] = progress.config
-    of["files"] = sorted(
-        str(file.relative_to(path)) for folder in path.glob("iter-*") for file in (*folder.rglob("*"), folder)
-    )
+    files = (file for folder in path.glob("iter-*") for file in folder.rglob("*"))  # but evidence, which always stays
+    of["files"] = sorted(str(f.relative_to(path)) for f in files if ".h5.damaged-" not in f.name and f.name != "shards")
     return of
 
 

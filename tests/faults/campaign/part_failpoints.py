@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import re
+import shutil
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,20 +33,25 @@ class Scenario:
         tiny: the training.
         before: what has happened to the run until then.
         arguments: of ``rose-hpc``; empty: as one goes on with the run.
+        env: of the driver.
+        after: how it ends.
     """
 
     tiny: Tiny
     before: Callable[[Trial], None] = lambda trial: None
     arguments: Callable[[Trial], Arguments] = lambda trial: ()
+    env: Callable[[Trial], Mapping[str, str]] = lambda trial: {}
+    after: Callable[[Trial, Arguments], None] = lambda trial, arguments: trial.finish(*arguments)
 
 
 def killed_in_the_middle(trial: Trial) -> None:
-    """Killed once before, its last record torn, a file of a rank left behind, and the owner's file lost."""
+    """Killed once before, its last record torn, a file of a rank left behind, and what says who owned it lost."""
     torture.die_at(trial, "iteration-done")
     with open(trial.run / "journal.jsonl", "a") as journal:
         journal.write('{"seq":99,"kind":"check')
     (trial.run / "scratch" / "0000-collect-env_1-0.7.h5").write_text("half a sh")
     (trial.run / "owner.json").unlink()
+    shutil.rmtree(trial.run / ".owners")
 
 
 def killed_with_a_policy_published(trial: Trial) -> None:
@@ -63,6 +72,51 @@ def further(trial: Trial) -> Arguments:
     return "resume", trial.run, "--max-iterations", trial.tiny.iterations
 
 
+def a_shard_was_damaged(trial: Trial) -> None:
+    """A shard was cut short while nobody looked."""
+    torture.die_at(trial, "collect-recorded")
+    shard = next((trial.run / "iter-0000" / "shards").iterdir())
+    os.truncate(shard, shard.stat().st_size // 2)
+
+
+def fails_once(trial: Trial) -> Mapping[str, str]:
+    """An environment that fails the first time."""
+    once = trial.folder / "fails once"
+    once.touch()
+    return {"TORTURE_FAIL": str(once)}
+
+
+def submitting(trial: Trial) -> Arguments:
+    """How a run is submitted."""
+    return "submit", trial.torture.project(trial.tiny), "--run-dir", trial.run
+
+
+def submitted(trial: Trial, arguments: Arguments) -> None:
+    """Whoever submits tries again until the run is submitted; then its job comes, and ends it."""
+    slurm = scripted_slurm(trial)
+    later = {**slurm, "TORTURE_LATER": "600"}
+    for _ in range(6):
+        known = (trial.run / "journal.jsonl").exists() and list((trial.run / "slurm").glob("*.json"))
+        driver = trial.start(*(("resume", trial.run) if known else arguments), **later)
+        if trial.settle(driver) == 0 or " already" in driver.stderr:
+            break
+        if "is not empty" in driver.stderr:
+            shutil.rmtree(trial.run)  # nothing was submitted: begin anew
+    jobs = json.loads((trial.folder / "slurm" / "jobs.json").read_text())
+    known = {path.stem for path in (trial.run / "slurm").glob("[0-9]*.json")}
+    if len(jobs) != 1 or known != set(jobs):
+        trial.violations.append(f"jobs {sorted(jobs)} are in the queue, the run knows {sorted(known)}")
+    trial.finish("resume", trial.run, "--engine", "embedded", **slurm, SLURM_JOB_ID=next(iter(jobs)))
+
+
+def scripted_slurm(trial: Trial) -> Mapping[str, str]:
+    """A Slurm of files."""
+    home = trial.folder / "slurm"
+    home.mkdir(exist_ok=True)
+    commands = Path(__file__).parents[2] / "support" / "fake_slurm"
+    return {"FAKE_SLURM": str(home), "FAKE_PYTHON": sys.executable, "PATH": f"{commands}:{os.environ['PATH']}"}
+
+
 SCENARIOS = {
     "a configuration": Scenario(Tiny("config", window=2)),
     "retention": Scenario(Tiny("config", policies=1)),
@@ -72,6 +126,11 @@ SCENARIOS = {
     "a resumed program": Scenario(Tiny("commands", iterations=2), killed_in_the_middle),
     "a policy without a record": Scenario(Tiny("config", iterations=2), killed_with_a_policy_published),
     "an extended run": Scenario(Tiny("config", iterations=2), finished_early, further),
+    "a damaged shard": Scenario(Tiny("config", iterations=2), a_shard_was_damaged),
+    "an environment that fails": Scenario(Tiny("config", iterations=2), env=fails_once),
+    "a submitted run": Scenario(
+        Tiny("config", iterations=2), arguments=submitting, env=scripted_slurm, after=submitted
+    ),
 }
 
 
@@ -97,7 +156,7 @@ class Failpoints:
             of = SCENARIOS[scenario]
             with self.shared.trial(of.tiny) as trial:
                 of.before(trial)
-                self._counts[scenario] = torture.points(trial, *of.arguments(trial))
+                self._counts[scenario] = torture.points(trial, *of.arguments(trial), **of.env(trial))
                 if trial.violations:
                     raise RuntimeError(f"{scenario}: {trial.violations}")
         return self._counts[scenario]
@@ -114,11 +173,11 @@ class Failpoints:
             with self.shared.trial(scenario.tiny) as trial:
                 scenario.before(trial)
                 arguments = scenario.arguments(trial)
-                if not torture.die_at(trial, point, count, *arguments):
+                if not torture.die_at(trial, point, count, *arguments, **scenario.env(trial)):
                     continue
-                if seed % 2:
+                if seed % 2 and arguments[:1] != ("submit",):
                     self._die_again(trial, rng, arguments)
-                trial.finish(*arguments)
+                scenario.after(trial, arguments)
                 return [f"{chosen}, {count}: {violation}" for violation in trial.violations]
         return [f"{chosen} did not come to {point}"]
 

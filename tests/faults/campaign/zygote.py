@@ -234,6 +234,8 @@ def _become(request: Mapping[str, Any]) -> int:
     from rose_hpc import failpoints
 
     failpoints.hit = failpoints.armed(os.environ)
+    if os.environ.get("TORTURE_LATER"):
+        _be_later(float(os.environ["TORTURE_LATER"]))
     if node := os.environ.get("TORTURE_NODE"):
         _be_on(node)
     if request["program"]:
@@ -248,6 +250,14 @@ def _become(request: Mapping[str, Any]) -> int:
 
     main(request["argv"])
     return 0
+
+
+def _be_later(seconds: float) -> None:
+    """Submit so much later, and wait for nothing."""
+    from rose_hpc.slurm import submit
+
+    now = time.time
+    submit.time = SimpleNamespace(time=lambda: now() + seconds, sleep=lambda _: None)  # type: ignore[assignment]
 
 
 def _be_on(node: str) -> None:
