@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rose_hpc.execution import keeper
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.frames import Unpacker, pack
 from rose_hpc.execution.supervisor import Supervisor
@@ -106,6 +107,7 @@ def main(arguments: list[str]) -> int:
     """See the module's docstring."""
     logging.basicConfig(level=logging.WARNING, format="rose-hpc rank: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which tells us
+    keeper.start()
     if arguments[:1] == ["--once"]:
         return once(Path(bytes.fromhex(arguments[1]).decode()))
     if arguments[:1] == ["--connect"]:

@@ -6,7 +6,6 @@ import math
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -208,19 +207,6 @@ def test_a_stopped_process_can_be_ended(path, log):
     process.signal(signal.SIGSTOP)
     process.ask_to_end("cancelled", time.monotonic())
     assert wait(process) == -signal.SIGTERM
-
-
-def test_a_process_dies_with_its_parent(tmp_path):
-    """When its supervisor is killed outright the kernel ends the process: nobody is left to do it."""
-    code = (
-        "import sys, time; from rose_hpc.execution.child import Child; "
-        "c = Child(['/bin/sleep', '60'], cwd=None, env={}); print(c.pid, flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
-        pid = int(parent.stdout.readline())
-        assert not gone(pid)
-        parent.kill()
-    until_gone(pid)
 
 
 def test_our_modules_run_with_our_interpreter():

@@ -44,7 +44,9 @@ LOGIN = (
     *(f"rose_hpc.slurm.{name}" for name in ("setup", "options", "program", "doctor", "probe")),
 )
 #: what a rank starts with: it imports what its work needs when it needs it
-RANK = tuple(f"rose_hpc.execution.{name}" for name in ("rank", "supervisor", "child", "frames", "attempt", "host"))
+RANK = tuple(
+    f"rose_hpc.execution.{name}" for name in ("rank", "supervisor", "keeper", "child", "frames", "attempt", "host")
+)
 LOOP = tuple(
     f"rose_hpc.{name}" for name in ("loop", "stages", "collect", "tries", "session", "attempts", "driver", "progress")
 )
