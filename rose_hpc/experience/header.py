@@ -9,10 +9,12 @@ was altered. docs/format.md says it in full.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,8 @@ import xxhash
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError, SchemaError
 from rose_hpc.experience.digest import is_digest
 from rose_hpc.experience.files import BUFFER, UnreadableError, new_buffer, read_into, write_all
-from rose_hpc.experience.schema import ITEM_BYTES, Column, Plain, ShardInfo, check_name, type_reason
-from rose_hpc.experience.stats import STATS_FIELDS, Array, Stats, stats_shape, stats_size
+from rose_hpc.experience.schema import ITEM_BYTES, Column, ShardInfo, check_name, type_reason
+from rose_hpc.experience.stats import STATS_FIELDS, Array, Stats, stats_shape
 
 FORMAT = "rose_hpc.experience"
 VERSION = 2
@@ -36,6 +38,9 @@ _CHECKSUM_BYTES = 16
 _FOOTER_BYTES = _FOOTER.size + _CHECKSUM_BYTES
 #: no file of ours has a larger header
 _MAX_BYTES = 256 * 1024 * 1024
+#: read of every file at once
+_START_BYTES = 16 * 1024
+_PLAIN = frozenset({str, int, float, bool})
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -68,7 +73,7 @@ def append_footer(path: Path, info: ShardInfo, header: bytes, statistics: bytes)
         end = os.fstat(fd).st_size
         checksum, places = xxhash.xxh3_128(), {header: -1, statistics: -1 if statistics else 0}
         with mmap.mmap(fd, end, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-            for start, stop in _between(info.columns.values(), info.rows, end):
+            for start, stop in _between(_extents(info), end):
                 checksum.update(view[start:stop])
                 for value, place in places.items():
                     places[value] = content.find(value, start, stop) if place < 0 else place
@@ -130,48 +135,64 @@ def read_sealed(path: Path) -> ShardInfo | None:
         os.close(fd)
 
 
+class _Content:
+    """Bytes of an open file; its start is read at once, and holds most of what is asked for."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.start = os.pread(fd, _START_BYTES, 0)
+
+    def get(self, offset: int, size: int) -> bytes:
+        """Some of them; UnreadableError when there are fewer."""
+        if offset + size <= len(self.start):
+            return self.start[offset : offset + size]
+        data = os.pread(self._fd, size, offset)
+        if len(data) == size:
+            return data
+        view = new_buffer(size)  # a read may be cut short without being at the end
+        read_into(self._fd, view, offset)
+        return bytes(view)
+
+
 def _read(fd: int, path: Path) -> ShardInfo | None:
-    size = os.fstat(fd).st_size
+    size, content = os.fstat(fd).st_size, _Content(fd)
     end = size - _FOOTER_BYTES
-    if end < len(SIGNATURE) or os.pread(fd, len(SIGNATURE), 0) != SIGNATURE:
+    if end < len(SIGNATURE) or not content.start.startswith(SIGNATURE):
         return None
-    footer = _bytes(fd, end, _FOOTER_BYTES)
+    footer = content.get(end, _FOOTER_BYTES)
     at, length, stats_at, stats_length, magic = _FOOTER.unpack_from(footer)
     if magic != _MAGIC:
         return None
     if max(at + length, stats_at + stats_length) > end or max(length, stats_length) > _MAX_BYTES:
         raise _altered(path)
-    values = np.frombuffer(_bytes(fd, stats_at, stats_length), "<f8")
-    info = _parse(json.loads(_bytes(fd, at, length)), values, path, size)
-    if any(column.offset + info.rows * column.row_bytes > end for column in info.columns.values()):
+    values = np.frombuffer(content.get(stats_at, stats_length), "<f8")
+    info = _parse(json.loads(content.get(at, length)), values, path, size)
+    taken = _extents(info)
+    if taken and max(stop for _, stop in taken) > end:
         raise _altered(path)
     checksum = xxhash.xxh3_128()
-    for start, stop in _between(info.columns.values(), info.rows, end):
+    for start, stop in _between(taken, end):
         for piece in range(start, stop, BUFFER):
-            checksum.update(_bytes(fd, piece, min(BUFFER, stop - piece)))
+            checksum.update(content.get(piece, min(BUFFER, stop - piece)))
     checksum.update(footer[: _FOOTER.size])
     if checksum.digest() != footer[_FOOTER.size :]:
         raise _altered(path)
     return info
 
 
-def _between(columns: Any, rows: int, end: int) -> Iterator[tuple[int, int]]:
+def _extents(info: ShardInfo) -> list[tuple[int, int]]:
+    """Where the bytes of the columns start and end, in the order of the file."""
+    rows = info.rows
+    return sorted((c.offset, c.offset + rows * c.row_bytes) for c in info.columns.values()) if rows else []
+
+
+def _between(extents: Iterable[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
     """The parts of a file that are in none of its columns, in order."""
-    taken = sorted((column.offset, column.offset + rows * column.row_bytes) for column in columns if rows)
     reached = 0
-    for start, stop in [*taken, (end, end)]:
+    for start, stop in (*extents, (end, end)):
         if start > reached:
             yield reached, start
         reached = max(reached, stop)
-
-
-def _bytes(fd: int, offset: int, size: int) -> bytes:
-    data = os.pread(fd, size, offset)
-    if len(data) == size:
-        return data
-    view = new_buffer(size)  # a read may be cut short without being at the end
-    read_into(fd, view, offset)
-    return bytes(view)
 
 
 def _parse(facts: Mapping[str, Any], values: Array, path: Path, size: int) -> ShardInfo:
@@ -184,9 +205,9 @@ def _parse(facts: Mapping[str, Any], values: Array, path: Path, size: int) -> Sh
     if facts["format"] != FORMAT or facts["version"] != VERSION:
         raise FormatError(f"{path} has format version {facts['version']}", hint=f"this rose_hpc reads {VERSION}")
     kind, rows, attributes = facts["kind"], _natural(facts["rows"]), facts["attributes"]
-    columns = {name: _column(name, of, values) for name, of in facts["columns"].items()}
+    columns = dict(_column(name, of, values) for name, of in facts["columns"].items())
     for name, value in attributes.items():
-        if not isinstance(value, Plain) and not (name == "parameters" and isinstance(value, dict)):
+        if type(value) not in _PLAIN and not (name == "parameters" and type(value) is dict):
             raise TypeError(name)
     offsets, names, episodes = (0, rows), (path.stem,), None
     if kind == "bank":
@@ -202,18 +223,28 @@ def _fit(offsets: tuple[Any, ...], names: tuple[Any, ...], rows: int) -> bool:
     return numbers and ends and all(a <= b for a, b in pairwise(offsets))
 
 
-def _column(name: str, facts: Mapping[str, Any], values: Array) -> Column:
-    check_name(name)
-    dtype, shape, digest, at = facts["dtype"], tuple(facts["shape"]), facts["digest"], facts["statistics"]
-    if not all(type(n) is int and n > 0 for n in shape) or not (digest is None or is_digest(digest)):
+def _column(name: str, facts: Mapping[str, Any], values: Array) -> tuple[str, Column]:
+    digest, at = facts["digest"], facts["statistics"]
+    if not (digest is None or is_digest(digest)):
         raise ValueError(name)
-    if ITEM_BYTES[dtype] and (reason := type_reason(name, dtype)):
-        raise SchemaError(f"column '{name}' {reason}")
+    name, dtype, shape, of_stats = _kind(name, facts["dtype"], *facts["shape"])
     stats = None
     if at is not None:
-        stop = _natural(at) + stats_size(shape)
-        stats = Stats(values[at:stop].reshape(len(STATS_FIELDS), *stats_shape(shape)))
-    return Column(dtype, shape, _natural(facts["offset"]), digest, stats)
+        size = math.prod(of_stats)
+        numbers = values[at : at + size] if type(at) is int and at >= 0 else values[:0]
+        stats = Stats(numbers if numbers.shape == of_stats else numbers.reshape(of_stats))
+    return name, Column(dtype, shape, _natural(facts["offset"]), digest, stats)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _kind(name: str, dtype: str, *shape: int) -> tuple[str, str, tuple[int, ...], tuple[int, ...]]:
+    """Name, dtype, row shape and shape of the statistics of a column: the same objects for all files, once checked."""
+    check_name(name)
+    if not all(type(n) is int and 0 < n < 2**63 for n in shape) or not ITEM_BYTES[dtype]:
+        raise ValueError(name)
+    if reason := type_reason(name, dtype):
+        raise SchemaError(f"column '{name}' {reason}")
+    return name, dtype, shape, (len(STATS_FIELDS), *stats_shape(shape))
 
 
 def _natural(value: Any) -> int:

@@ -146,7 +146,11 @@ FORGED: list[tuple[Any, type[ExperienceError], str]] = [
     (("rows", 10**30), DamagedError, "does not parse"),
     (("rows", True), DamagedError, "does not parse"),
     (("columns", []), DamagedError, "does not parse"),
-    (("columns", "a/b", {}), DamagedError, "cannot be named"),
+    (
+        ("columns", "a/b", {"dtype": "bool", "shape": [], "offset": 0, "digest": None, "statistics": None}),
+        DamagedError,
+        "cannot be named",
+    ),
     (("columns", "rewards", "dtype", "object"), DamagedError, "does not parse"),
     (("columns", "rewards", "dtype", ["float32"]), DamagedError, "does not parse"),
     (("columns", "rewards", "dtype", "int64"), DamagedError, "is int64, not floating"),
