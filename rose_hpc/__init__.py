@@ -23,6 +23,7 @@ _NAMES = {
     "LearnerConfig": "states",
     "TaskConfig": "states",
     "TrackerBase": "tracking",
+    "Patience": "patience",
     "EmbeddedExecutionBackend": "execution.local",
     "RadicalExecutionBackend": "execution.pilot",
     "execution_backend": "execution.select",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from rose_hpc.metrics import GREATER_THAN_THRESHOLD as GREATER_THAN_THRESHOLD
     from rose_hpc.metrics import LESS_THAN_OR_EQUAL_TO_THRESHOLD as LESS_THAN_OR_EQUAL_TO_THRESHOLD
     from rose_hpc.metrics import LESS_THAN_THRESHOLD as LESS_THAN_THRESHOLD
+    from rose_hpc.patience import Patience as Patience
     from rose_hpc.states import IterationState as IterationState
     from rose_hpc.states import LearnerConfig as LearnerConfig
     from rose_hpc.states import TaskConfig as TaskConfig

@@ -22,6 +22,7 @@ from rose_hpc.config_types import (
     Name,
     Operator,
     Option,
+    Seconds,
     as_path,
     as_tuple,
     fault,
@@ -72,6 +73,14 @@ class Merge(Model):
     """Who copies: "threads" of one node, processes on all "nodes", or MPI ranks through an h5py with MPI ("mpio")."""
     verify: bool = True
     """Whether shards are checked against their digests while they are copied."""
+    min_environments: Count | None = None
+    """With how many environments an iteration goes on when others have failed (or are late); all if not set."""
+    deadline_s: Seconds | None = None
+    """Seconds from the start of collecting after which it goes on with min_environments, and the others are late."""
+    max_policy_lag: Annotated[int, Field(ge=0)] = 0
+    """How many iterations late a shard is still taken; 0: who is late is ended, and what it did is discarded."""
+    max_misses: Count = 3
+    """Iterations in a row that one environment may be missing because it failed; the run stops then."""
 
 
 class Retention(Model):
@@ -207,4 +216,15 @@ class Config(Model):
     def _ends(self) -> Config:
         if self.check is None and self.loop.max_iterations is None:
             raise ValueError("has neither [check] nor loop.max_iterations, so it would never end; add one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_patient(self) -> Config:
+        merge, environments = self.merge, len(self.environments.resolve())
+        if merge.min_environments is not None and merge.min_environments > environments:
+            raise fault(f"is {merge.min_environments}, and there are {environments}", "merge", "min_environments")
+        if merge.deadline_s is not None and merge.min_environments is None:
+            raise fault("needs min_environments: how many are enough by then", "merge", "deadline_s")
+        if merge.max_policy_lag and merge.deadline_s is None:
+            raise fault("needs deadline_s: without a deadline nobody is late", "merge", "max_policy_lag")
         return self

@@ -20,6 +20,7 @@ from rose_hpc.errors import Interrupted, UsageError
 from rose_hpc.execution.engine import Engine
 from rose_hpc.loop import Loop
 from rose_hpc.named import takes
+from rose_hpc.patience import Patience
 from rose_hpc.registration import F, Registering
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
@@ -44,6 +45,7 @@ class ReinforcementLearner(Registering):
         run_dir: the run directory; by default ``$ROSE_HPC_RUN`` to resume one, else a new one in ``runs/``.
         seed: the run's seed; chosen if not given. A resumed run keeps its own.
         window: iterations whose banks the update sees as one.
+        patience: with how few environments an iteration goes on.
         quiet: show no progress on stderr.
     """
 
@@ -54,6 +56,7 @@ class ReinforcementLearner(Registering):
         run_dir: str | Path | None = None,
         seed: int | None = None,
         window: int = 1,
+        patience: Patience | None = None,
         quiet: bool = False,
     ) -> None:
         super().__init__()
@@ -68,6 +71,7 @@ class ReinforcementLearner(Registering):
         self._run_dir = run_dir
         self._seed = seed
         self._window = window
+        self._patience = patience or Patience()
         self._quiet = quiet
         self._trackers: list[TrackerBase] = []
         self._config: LearnerConfig | None = None
@@ -119,7 +123,7 @@ class ReinforcementLearner(Registering):
             TaskError: a task failed; the run can be resumed.
             Interrupted: on SIGINT, SIGTERM or SIGHUP, exit code 130; the run can be resumed.
         """
-        workflow = self._workflow(max_iter, self._window)
+        workflow = self._workflow(max_iter, self._window, self._patience)
         session, learner = self._open(workflow)
         engine = Engine(self.asyncflow, session.run.scratch, session.run.owner, session.ownership.epoch)
         try:

@@ -80,6 +80,10 @@ def standing_of(sight: Sight, queue: Queue) -> dict[str, Any]:
         "nan_rewards": progress.nan_rewards,
         "seed": facts.get("seed"),
         "environments": len(facts.get("environments", ())),
+        "failures": progress.failures,
+        "missing": progress.missing,
+        "late": progress.late,
+        "late_shards": {"admitted": progress.admitted, "discarded": progress.discarded},
         "ranks": view.ranks(run, progress) if state == "running" else None,
         "jobs": list(dict.fromkeys(job for job in (*_driven(progress), *(each["job"] for each in jobs)) if job)),
         "slurm": jobs,
@@ -122,6 +126,8 @@ def describe(facts: dict[str, Any]) -> str:
     }
     if facts["ranks"] and facts["stage"] == "collect":
         lines["ranks"] = "{running} running, {done} done, of {all}".format(**facts["ranks"])
+    if trouble := _trouble(facts):
+        lines["trouble"] = trouble
     if facts["jobs"]:
         lines["jobs"] = "; ".join(map(view.describe_job, facts["slurm"])) or ", ".join(facts["jobs"])
     if facts["node_hours"] is not None:
@@ -131,6 +137,18 @@ def describe(facts: dict[str, Any]) -> str:
     if facts["state"] in ("stopped", "failed"):
         lines["next"] = RunDir(Path(facts["run"])).command("resume")
     return "\n".join(f"{key + ':':<13}{value}" for key, value in lines.items())
+
+
+def _trouble(facts: dict[str, Any]) -> str:
+    """Failed tries, whom the last iteration went on without, and what became of late shards; mostly empty."""
+    failures, late = facts["failures"], facts["late_shards"]
+    missing = ", ".join(f"{name} ({why})" for name, why in facts["missing"].items())
+    texts = [
+        f"{failures} failed {'try' if failures == 1 else 'tries'}" if failures else "",
+        f"the last iteration went on without {missing}" if missing else "",
+        "late shards: {admitted} taken, {discarded} discarded".format(**late) if any(late.values()) else "",
+    ]
+    return "; ".join(filter(None, texts))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -46,6 +46,7 @@ def merge_shards(
         workers: threads that copy; the default follows from cores and bytes.
         fsync: bring the bank to the disk before it appears.
         attributes: of the bank, as for :class:`rose_hpc.ShardWriter`; ``run`` and ``iteration`` come from the shards.
+            Where an ``iteration`` is given, shards may be of different ones, as those are that a run takes late.
 
     Raises:
         DamagedError: naming all shards that are cut short or altered, or no shards at all; no bank appears.
@@ -56,7 +57,7 @@ def merge_shards(
     shards = read_shards(paths)
     if any(os.path.realpath(shard.path) == os.path.realpath(bank) for shard in shards):
         raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
-    plan = plan_spans(shards)
+    plan = plan_spans(shards, late="iteration" in extra)
     with publishing(bank, fsync=fsync) as scratch:
         draft = begin(scratch, plan)
         tally = Tally(plan, verify)

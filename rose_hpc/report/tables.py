@@ -46,6 +46,7 @@ def _table(name: str, caption: str, heads: str, rows: Sequence[tuple[str, ...]],
 
 def _environments(page: Page) -> Table:
     with_returns = any(each.returns for each in page.history.environments)
+    with_missing = any(each.missed or each.late for each in page.history.environments)
     rows = []
     for each in page.history.environments:
         slowest = max(each.seconds.values(), default=None)
@@ -54,10 +55,13 @@ def _environments(page: Page) -> Table:
         memory = "" if each.memory_mb is None else f"{each.memory_mb:,.0f} MB"
         lately = (number(each.lately), f"{each.episodes:,}") if with_returns else ()
         times = (duration(each.median_s), duration(slowest), number(each.straggled), number(each.failed))
-        rows.append((each.name, parameters(each.parameters), *lately, f"{each.rows:,}", *times, memory, where))
+        missing = (number(each.missed), number(each.late)) if with_missing else ()
+        rows.append(
+            (each.name, parameters(each.parameters), *lately, f"{each.rows:,}", *times, *missing, memory, where)
+        )
     returns = f"return (last {LATELY}) # | episodes # |" if with_returns else ""
     heads = f"environment | parameters | {returns} rows # | median # | slowest # | straggler # | failed #"
-    heads += " | memory # | nodes"
+    heads += (" | missing # | late #" if with_missing else "") + " | memory # | nodes"
     return _table("environments", "Environments", heads, rows, first=True)
 
 

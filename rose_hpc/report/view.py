@@ -63,9 +63,18 @@ class Lines:
                 verb = f"goes on at iteration {progress.iteration}" if len(progress.jobs) > 1 else "begins"
                 return f"{run['name']} (seed {run['seed']}) {verb}{self._where}, until {criterion_text(run)}"
             case "attempt":
-                return (
-                    f"iteration {record['iteration']}: {record['environment'] or record['stage']} {record['message']}"
-                )
+                again = f"; again in {record['again_s']:g} s" if "again_s" in record else ""
+                who = record["environment"] or record["stage"]
+                return f"iteration {record['iteration']}: {who} {record['message']}{again}"
+            case "stage" if record.get("missing"):
+                missing = ", ".join(f"{name} ({why})" for name, why in record["missing"].items())
+                return f"iteration {record['iteration']}: goes on without {missing}"
+            case "rank" if "lag" in record:
+                late = "1 iteration" if record["lag"] == 1 else f"{record['lag']} iterations"
+                return f"iteration {record['iteration']}: {record['environment']} is here, {late} late"
+            case "discarded":
+                text = f"iteration {record['iteration']}: {record['environment']} is discarded"
+                return f"{text}: {record['reason']}"
             case "checkpoint":
                 now, began = record.get("time", 0.0), self._began
                 self._began = now
@@ -202,7 +211,9 @@ class LiveView:
                 )
                 table.add_row(name, bar, f"{ran:.1f} s")
             else:
-                table.add_row(name, ProgressBar(total=1, completed=0, width=30), "waits")
+                late = progress.late.get(name)
+                waits = "waits" if late is None else f"late, since iteration {late}"
+                table.add_row(name, ProgressBar(total=1, completed=0, width=30), waits)
         if len(names) > self._MOST_BARS:
             done = len(progress.ranks)
             table.add_row(f"and {len(names) - self._MOST_BARS} more", "", f"{done} of {len(names)} done")

@@ -150,6 +150,14 @@ def test_duplicates_and_strangers_are_refused() -> None:
         plan_spans([])
 
 
+def test_a_late_shard_is_merged_where_that_is_said() -> None:
+    """Shards of several iterations make one bank when it is asked for; those of several runs never do."""
+    late = [info("a.h5", 1, run="r", iteration=1), info("b.h5", 1, run="r", iteration=0)]
+    assert plan_spans(late, late=True).rows == 2
+    with pytest.raises(ExperienceError, match="is of run"):
+        plan_spans([*late, info("c.h5", 1, run="q", iteration=1)], late=True)
+
+
 # -- merging -----------------------------------------------------------------------------------------------------------
 
 
