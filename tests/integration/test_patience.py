@@ -234,7 +234,7 @@ def test_a_killed_driver_loses_who_was_late_on_record(folder: Path) -> None:
     projects.wait_for(lambda: not projects.processes_of(folder), 10)
     assert status(folder)["late"] == {"env_2": 0}
     (folder / "trouble.json").write_text("{}")
-    assert projects.rose_hpc("resume", "r").returncode == 3
+    assert projects.rose_hpc("resume", "r", "--set", "merge.deadline_s=600").returncode == 3
     (lost,) = projects.records(folder / "r", "discarded")
     assert (lost["iteration"], lost["environment"], lost["reason"]) == (0, "env_2", "its driver ended")
     assert rows(folder, 1) == place(1, 1) + place(1, 2) + place(1, 3)
