@@ -91,7 +91,7 @@ def merge(message: Mapping[str, Any]) -> Answer:
             sys.stdout.write(f"{len(plan.sources)} shards, {plan.rows} rows, {plan.bytes} bytes to copy\n")
             return {"ok": True, "info": None}, b""
         case "copy":
-            parts.copy(message["part"], message["parts"], workers=message["workers"], **how)
+            parts.copy(parts.draft(), message["part"], message["parts"], workers=message["workers"], **how)
             return {"ok": True, "info": None}, b""
         case "finish":
             info = parts.finish(message["parts"], attributes=message["attributes"], **how)

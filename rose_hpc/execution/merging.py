@@ -126,7 +126,9 @@ async def _copy_in_ranks(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
     ranks = replace(
         attempt, id=f"{attempt.id}-copy", kind="command", argv=argv, merge=None, ranks=way.parts, cores=way.parts
     )
-    return (await engine.run(ranks))[0]
+    outcome, _ = await engine.run(ranks)
+    said = [line.removeprefix("error: ") for line in outcome.tail.splitlines() if line.startswith("error: ")]
+    return replace(outcome, reason="merge", message=said[0]) if said and not outcome.ok else outcome
 
 
 def _phase(attempt: Attempt, phase: str, suffix: str = "", log: str | None = None, **arguments: Any) -> Attempt:

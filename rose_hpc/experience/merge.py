@@ -54,10 +54,7 @@ def merge_shards(
         ExperienceError: duplicates, shards of different runs, no access, disk full.
     """
     bank, extra = Path(bank_path), plain_attributes(attributes)
-    shards = read_shards(paths)
-    if any(os.path.realpath(shard.path) == os.path.realpath(bank) for shard in shards):
-        raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
-    plan = plan_spans(shards, late="iteration" in extra)
+    plan = plan_spans(refuse_itself(bank, read_shards(paths)), late="iteration" in extra)
     with publishing(bank, fsync=fsync) as scratch:
         draft = begin(scratch, plan)
         tally = Tally(plan, verify)
@@ -154,6 +151,18 @@ def finish(draft: Draft, tally: Tally, attributes: Mapping[str, Any]) -> ShardIn
     write_info(draft.path, info, kept)
     failpoints.hit("bank-described")
     return replace(info, bytes=draft.path.stat().st_size)
+
+
+def refuse_itself(bank: Path, shards: list[ShardInfo]) -> list[ShardInfo]:
+    """The shards, unless the bank is one of them.
+
+    Raises:
+        UsageError: it is.
+    """
+    place = os.path.realpath(bank)
+    if any(os.path.realpath(shard.path) == place for shard in shards):
+        raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
+    return shards
 
 
 def read_shards(paths: Sequence[str | Path | ShardInfo]) -> list[ShardInfo]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc.experience.copying import Writer
-from rose_hpc.experience.files import fsync_path
+from rose_hpc.experience.files import fsync_path, opened
 from rose_hpc.experience.merge import Draft, begin, copy, digest_rest, finish, span_writer
 from rose_hpc.experience.plan import MergePlan, plan_spans
 from rose_hpc.experience.schema import ShardInfo, renamed
@@ -49,8 +49,20 @@ class Parts:
         self._write("plan", {"plan": plan.to_json(), "offsets": offsets})
         return plan
 
+    def draft(self) -> Draft:
+        """What is to be done.
+
+        Raises:
+            OSError: the bank, or what was written down, is not to be had.
+        """
+        with opened(self.bank, os.O_WRONLY):
+            data = self._read("plan")
+        plan = MergePlan.from_json(data["plan"])
+        return Draft(self.bank, plan, renamed(plan.columns, offset=data["offsets"]))
+
     def copy(
         self,
+        draft: Draft,
         part: int,
         parts: int,
         *,
@@ -66,7 +78,6 @@ class Parts:
             ExperienceError: nor read back.
         """
         began = time.monotonic()
-        draft = self._draft()
         tally = Tally(draft.plan, verify)
         copy(draft, tally, workers, part, parts, writer)
         if fsync:
@@ -81,7 +92,7 @@ class Parts:
             DamagedError: naming all shards that are not what was written, whoever has found it.
             ExperienceError: the bank cannot be read or written.
         """
-        draft = self._draft()
+        draft = self.draft()
         tally = Tally(draft.plan, verify)
         for part in range(parts):
             tally.add(self._read(f"part-{part}")["tally"])
@@ -99,11 +110,6 @@ class Parts:
     def clear(self) -> None:
         """Remove what they told each other."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _draft(self) -> Draft:
-        data = self._read("plan")
-        plan = MergePlan.from_json(data["plan"])
-        return Draft(self.bank, plan, renamed(plan.columns, offset=data["offsets"]))
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
         path = self.folder / f"{name}.json"

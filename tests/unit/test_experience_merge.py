@@ -12,11 +12,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rose_hpc.errors import DamagedError, ExperienceError, SchemaError, UsageError
-from rose_hpc.experience import copying, digest, files, merge, plan, tally
+from rose_hpc.experience import copying, digest, files, merge, plan
 from rose_hpc.experience.bank import ExperienceBank
 from rose_hpc.experience.format import read_info
 from rose_hpc.experience.merge import merge_shards, plan_spans
@@ -47,12 +48,8 @@ def write(path: Path, rows: int, seed: int = 0, **attributes: Any) -> Path:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks and blocks of a few bytes, so that small shards have every edge that large ones have."""
-    for module in (digest, plan, tally, copying):
-        monkeypatch.setattr(module, "CHUNK", 64)
-    monkeypatch.setattr(copying, "BUFFER", 24)
-    monkeypatch.setattr(copying.SpanWriter, "block", 24)
-    monkeypatch.setattr(plan, "_MOST", 300)
-    return 64
+    small.shrink(monkeypatch.setattr)
+    return small.CHUNK
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------
