@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,25 @@ def test_the_command_line_merges_in_ranks(large: tuple[list[Path], ShardInfo], t
     done = mpi.run(3, *merge, str(tmp_path / "bad.h5"))
     assert done.returncode == 1
     assert done.stderr.count(f"{tmp_path / 'bad.h5'} is not an HDF5 file") == 1
+
+
+def test_the_pages_commands_work(large: tuple[list[Path], ShardInfo], tmp_path: Path) -> None:
+    """What docs/merging.md shows merges two shards, by Debian's Python."""
+    if why := mpi.missing():
+        pytest.skip(why)
+    for number, path in enumerate(large[0][:2], 1):
+        (tmp_path / f"env_{number}.h5").symlink_to(path)
+    page = (mpi.ROOT / "docs" / "merging.md").read_text()
+    lines = [
+        line for text in re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for line in text.splitlines()
+    ]
+    assert len(lines) == 2
+    for line in lines:
+        words = line.replace("python3", mpi.PYTHON).replace("rose-hpc", f"{mpi.PYTHON} -m rose_hpc").split()
+        done = subprocess.run(words, env=mpi.environment(), cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), line
+        assert read_info(tmp_path / "bank.h5").rows == 100_000
+        (tmp_path / "bank.h5").unlink()
 
 
 def test_an_error_that_nobody_expects_ends_all_ranks() -> None:
