@@ -73,7 +73,7 @@ class Stages:
         place = self.tries.place(iteration, "merge")
         size = sum(progress.ranks[name]["bytes"] for name in names)
         file_system = merging.file_system_of(run.path)
-        way = merging.choose_way(size, self.engine.node_cores, self.workflow.way, self.workflow.workers, file_system)
+        way = merging.choose_way(size, self.engine.free_cores, self.workflow.way, self.workflow.workers, file_system)
         shards = {run.shard(iteration, name): progress.ranks[name]["digest"] for name in names}
         self.session.started(iteration, "merge")
         failpoints.hit("merge-planned")

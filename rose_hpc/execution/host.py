@@ -87,7 +87,7 @@ def merge(message: Mapping[str, Any]) -> Answer:
     began, parts, how = time.monotonic(), Parts(Path(message["bank"])), {"verify": message["verify"], "fsync": True}
     match message["phase"]:
         case "begin":
-            plan = parts.begin(_recorded(message["shards"]))
+            plan = parts.begin(_recorded(message["shards"]), late="iteration" in message["attributes"])
             sys.stdout.write(f"{len(plan.sources)} shards, {plan.rows} rows, {plan.bytes} bytes to copy\n")
             return {"ok": True, "info": None}, b""
         case "copy":

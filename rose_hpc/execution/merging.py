@@ -51,7 +51,7 @@ def choose_way(
 
     Args:
         size: of the shards, bytes.
-        nodes: how many cores each node has; empty where nobody knows.
+        nodes: how many cores each node has free (late environments may have the others); empty where nobody knows.
         asked: ``threads``, ``nodes`` or ``mpio``; ``auto``: what is fastest.
         workers: threads on each node; None: as many as are useful.
         file_system: the kernel's name of the bank's.

@@ -76,7 +76,7 @@ def merge_in_ranks(
     with publishing(bank, fsync=fsync) if ranks.is_first else nullcontext(bank) as scratch:
         parts = Parts(Path(ranks.comm.bcast(str(scratch))))
         try:
-            ranks.first(lambda: parts.begin(shards))
+            ranks.first(lambda: parts.begin(shards, late="iteration" in known))
             _fill(ranks, parts, verify, fsync, writer)
             size = ranks.comm.size
             info = ranks.first(lambda: parts.finish(size, verify=verify, fsync=fsync, attributes=known))

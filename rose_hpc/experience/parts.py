@@ -35,14 +35,18 @@ class Parts:
         self.bank = bank
         self.folder = bank.with_name(f"{bank.name}.parts")
 
-    def begin(self, shards: Sequence[ShardInfo]) -> MergePlan:
+    def begin(self, shards: Sequence[ShardInfo], *, late: bool = False) -> MergePlan:
         """Make the bank, and write down what is to be done.
+
+        Args:
+            shards: what is to be merged.
+            late: they may be of different iterations.
 
         Raises:
             SchemaError, ExperienceError: as :func:`rose_hpc.experience.plan.plan_spans` does.
             OSError: it cannot be made, or there is no space for it.
         """
-        plan = plan_spans(shards)
+        plan = plan_spans(shards, late=late)
         draft = begin(self.bank, plan)
         self.folder.mkdir()
         offsets = {name: column.offset for name, column in draft.columns.items()}
