@@ -28,7 +28,8 @@ class Place:
     environment: str
     epoch: int
     number: int
-    deadline: float | None = None  # when the engine ends (Unix seconds), if it is known
+    deadline: float | None = None  # when it must have ended (Unix seconds), if that is known
+    avoid: tuple[str, ...] = ()  # nodes where it failed before
 
     @property
     def id(self) -> str:
@@ -159,6 +160,7 @@ def _attempt(
         log=str(place.log),
         timeout_s=work.timeout_s,
         max_rss_gb=work.max_rss_gb,
+        avoid=place.avoid,
         cores=work.resources.cores,
         ranks=work.resources.ranks,
         gpus=work.resources.gpus_per_rank * work.resources.ranks,

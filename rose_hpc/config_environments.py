@@ -17,6 +17,7 @@ from rose_hpc.config_types import (
     Model,
     Name,
     Parameters,
+    Retries,
     Seconds,
     as_tuple,
     combined,
@@ -52,6 +53,10 @@ class Task(Resources):
     """Seconds after which it is ended, counted from its start; no limit if not set."""
     max_rss_gb: Gigabytes | None = None
     """Memory, GB, above which the process of a function is replaced once it has answered; no limit if not set."""
+    retries: Retries = 0
+    """How often it is tried again in an iteration when it has failed."""
+    retry_backoff_s: Seconds = 1.0
+    """Seconds before it is tried again; each further wait is twice as long, up to 5 minutes."""
 
     def argv_with(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
         """The command as arguments, its placeholders filled in; () for a function."""
@@ -107,6 +112,10 @@ class ListedEnvironment(Model):
     """This environment's own time limit, seconds."""
     max_rss_gb: Gigabytes | None = None
     """This environment's own limit of memory, GB."""
+    retries: Retries | None = None
+    """This environment's own number of retries."""
+    retry_backoff_s: Seconds | None = None
+    """This environment's own seconds before it is tried again."""
     shard: bool | None = None
     """Whether this environment must leave a shard."""
     ranks: Count | None = None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from rose_hpc.config_environments import Environments, Stage, Task
-from rose_hpc.config_sweep import ListedLearner, Sweep
+from rose_hpc.config_sweep import ListedLearner
 from rose_hpc.config_types import (
     Count,
     Gigabytes,
@@ -22,6 +22,7 @@ from rose_hpc.config_types import (
     Name,
     Operator,
     Option,
+    Seconds,
     as_path,
     as_tuple,
     fault,
@@ -72,6 +73,14 @@ class Merge(Model):
     """Who copies: "threads" of one node, processes on all "nodes", or MPI ranks through an h5py with MPI ("mpio")."""
     verify: bool = True
     """Whether shards are checked against their digests while they are copied."""
+    min_environments: Count | None = None
+    """With how many environments an iteration goes on when others have failed (or are late); all if not set."""
+    deadline_s: Seconds | None = None
+    """Seconds from the start of collecting after which it goes on with min_environments, and the others are late."""
+    max_policy_lag: Annotated[int, Field(ge=0)] = 0
+    """How many iterations late a shard is still taken; 0: who is late is ended, and what it did is discarded."""
+    max_misses: Count = 3
+    """Iterations in a row that one environment may be missing because it failed; the run stops then."""
 
 
 class Retention(Model):
@@ -158,8 +167,6 @@ class Config(Model):
     """What turns experience into the next policy."""
     check: Check | None = None
     """When to stop; without it the run ends at loop.max_iterations."""
-    sweep: Sweep | None = None
-    """Several learners in one run, each with parameters of its own."""
     loop: Loop = Loop()
     """Limits."""
     merge: Merge = Merge()
@@ -173,8 +180,8 @@ class Config(Model):
 
     @property
     def learners(self) -> tuple[ListedLearner, ...]:
-        """The learners of a sweep, by their numbers; the only one of any other run."""
-        return (ListedLearner(),) if self.sweep is None else self.sweep.resolve()
+        """The learners, by their numbers."""
+        return (ListedLearner(),)
 
     @property
     def tasks(self) -> list[tuple[tuple[str | int, ...], Task, dict[str, Any]]]:
@@ -209,4 +216,15 @@ class Config(Model):
     def _ends(self) -> Config:
         if self.check is None and self.loop.max_iterations is None:
             raise ValueError("has neither [check] nor loop.max_iterations, so it would never end; add one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_patient(self) -> Config:
+        merge, environments = self.merge, len(self.environments.resolve())
+        if merge.min_environments is not None and merge.min_environments > environments:
+            raise fault(f"is {merge.min_environments}, and there are {environments}", "merge", "min_environments")
+        if merge.deadline_s is not None and merge.min_environments is None:
+            raise fault("needs min_environments: how many are enough by then", "merge", "deadline_s")
+        if merge.max_policy_lag and merge.deadline_s is None:
+            raise fault("needs deadline_s: without a deadline nobody is late", "merge", "max_policy_lag")
         return self

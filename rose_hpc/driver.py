@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,13 +23,12 @@ from rose_hpc.seeds import choose_seed
 if TYPE_CHECKING:
     from rose_hpc.config import Config
     from rose_hpc.loop import Loop
-    from rose_hpc.population import Population
     from rose_hpc.session import Observer, Session
     from rose_hpc.workflow import Workflow
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: the loops of this process, which a signal interrupts together (a program may run several learners at once)
-_interruptible: list[Loop | Population] = []
+_interruptible: list[Loop] = []
 
 #: first line of a run's config.toml: the file it came from
 _ORIGIN = "# made from "
@@ -72,27 +71,19 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
             raise UsageError(
                 f"a run keeps its environments, and {which} would be another", hint="start a new run with others"
             )
-    if config.learners != before.learners:
-        raise UsageError("a run keeps its learners, and [sweep] would make others", hint="start a new run with others")
-    for each in run.learners if config.sweep else [run]:
-        _check_window(each, config.merge.window)
+    progress = Progress.of(read_journal(run.journal))
+    needed = range(max(0, progress.iteration - config.merge.window + 1), progress.iteration)
+    if missing := [k for k in needed if progress.has_bank(k) and not run.bank(k).exists()]:
+        raise UsageError(
+            f"merge.window = {config.merge.window} needs the banks of iterations {', '.join(map(str, missing))}, "
+            "which retention has dropped",
+            hint="start a new run with it",
+        )
     first = run.config.read_text().partition("\n")[0]
     origin = f"{first}\n" if first.startswith(_ORIGIN) else ""
     publishing.write_file(run.config, (origin + dump_config(config)).encode())
     failpoints.hit("run-changed")
     return [*sets, *([f"loop.max_iterations={max_iterations}"] if max_iterations else [])]
-
-
-def _check_window(run: RunDir, window: int) -> None:
-    """Refuse a window of banks that are no longer there."""
-    progress = Progress.of(read_journal(run.journal))
-    needed = range(max(0, progress.iteration - window + 1), progress.iteration)
-    if missing := [k for k in needed if progress.has_bank(k) and not run.bank(k).exists()]:
-        raise UsageError(
-            f"merge.window = {window} needs the banks of iterations {', '.join(map(str, missing))}, "
-            "which retention has dropped",
-            hint="start a new run with it",
-        )
 
 
 def drive_shown(run: RunDir, changes: Sequence[str] = (), engine: str = "auto") -> int:
@@ -143,8 +134,12 @@ def _interrupt_start(number: int, _frame: object) -> NoReturn:
 async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str], engine: str) -> int:
     from rose_hpc.config import load_config
     from rose_hpc.cores import available_cores
+    from rose_hpc.execution.engine import Engine
     from rose_hpc.execution.select import choose_engine, config_resources, make_backend
+    from rose_hpc.loop import Loop
     from rose_hpc.session import Session, clear_scratch
+    from rose_hpc.stages import Stages
+    from rose_hpc.tries import Tries
     from rose_hpc.workflow import check_fits, from_config
 
     config = load_config(run.config)
@@ -164,7 +159,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
         elif backend.shape is not None:
             nodes, cores = backend.shape
             check_fits(workflow, cores, nodes)
-        session.begin({**run_facts(workflow, config.seed), **_learners(config)}, changes, engine_name)
+        session.begin(run_facts(workflow, config.seed), changes, engine_name)
         _check_origin(session)
         session.check_scripts(workflow.modules, workflow.cwd)
         try:
@@ -177,53 +172,26 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
             session.record("end", state="stopped", reason="interrupted", iteration=session.progress.iteration)
             raise
         asyncflow = await _workflow_engine(backend, run)
+        carrier = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
         failpoints.hit("engine-started")
-        with ExitStack() as stack:
-            loop = _lead(session, config, asyncflow, engine_name, stack)
-            done = loop.done
-            with interrupts(loop):  # also while everything is shut down: an impatient Ctrl-C must not break that off
-                try:
-                    async for _ in loop.iterations():
-                        pass
-                finally:
-                    await loop.aclose()
-                    await asyncflow.shutdown()
-            if loop.done == done:
-                hint = f"extend it with `{run.command('resume')} --max-iterations N` or `--set KEY=VALUE`"
-                session.warn(f"nothing was left to do; {hint}")
+        loop = Loop(Stages(Tries(session, workflow, carrier)))
+        done = session.progress.iteration
+        with interrupts(loop):  # also while everything is shut down: an impatient Ctrl-C must not break that off
+            try:
+                async for _ in loop.iterations():
+                    pass
+            finally:
+                await carrier.close()
+                await asyncflow.shutdown()
+        if session.progress.iteration == done:
+            again = run.command("resume")
+            session.warn(f"nothing was left to do; extend it with `{again} --max-iterations N` or `--set KEY=VALUE`")
         end = session.progress.end
         if end is None:
             raise RunError(f"{run.path} ended without a record", hint=run.command("resume"))
         return EXIT_CODES[end["state"]]
     finally:
         session.close()
-
-
-def _learners(config: Config) -> dict[str, Any]:
-    """What the run's record says of the learners of a sweep."""
-    if config.sweep is None:
-        return {}
-    named = [{"name": each.label(number), "parameters": each.parameters} for number, each in enumerate(config.learners)]
-    return {"learners": named}
-
-
-def _lead(session: Session, config: Config, asyncflow: Any, engine: str, stack: ExitStack) -> Loop | Population:
-    """What is driven: the one loop of the run, or those of its learners, whose sessions ``stack`` closes."""
-    from rose_hpc.loop import Loop
-    from rose_hpc.population import Population, open_learners
-    from rose_hpc.workflow import from_config
-
-    workflows = [from_config(config, each.parameters) for each in config.learners]
-    if config.sweep is None:
-        return Loop.of(session, workflows[0], asyncflow)
-    facts = [
-        {**run_facts(workflow, config.seed), "label": each.label(number), "parameters": each.parameters}
-        for number, (workflow, each) in enumerate(zip(workflows, config.learners, strict=True))
-    ]
-    loops: list[Loop] = []
-    for number, own in enumerate(open_learners(session, facts, engine, stack)):
-        loops.append(Loop.of(own, workflows[number], asyncflow, learner=number, beside=loops[0] if loops else None))
-    return Population(session, loops, [str(each["label"]) for each in facts])
 
 
 def _check_origin(session: Session) -> None:
@@ -268,7 +236,7 @@ def run_facts(workflow: Workflow, seed: int | None, source: str = "config") -> d
 
 
 @contextmanager
-def interrupts(loop: Loop | Population) -> Iterator[None]:
+def interrupts(loop: Loop) -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP interrupt the loop; asyncflow's own handlers would cancel it without a record."""
     events = asyncio.get_running_loop()
     _interruptible.append(loop)

@@ -13,18 +13,11 @@ from typing import Any
 
 from rose_hpc import failpoints, retention
 from rose_hpc.errors import Interrupted, RoseHpcError, TaskError
-from rose_hpc.execution.engine import Engine
-from rose_hpc.session import Session
 from rose_hpc.stages import Stages
-from rose_hpc.tries import Arguments, Tries
-from rose_hpc.workflow import Workflow
+from rose_hpc.walltime import NoTimeError
 
 #: how often the environments of one iteration are run again for shards found damaged
 _MOST_DAMAGES = 3
-
-
-#: why a loop stops that a program no longer asks for iterations
-LEFT = "the program left the loop"
 
 
 @dataclass(frozen=True)
@@ -42,41 +35,20 @@ class Loop:
         self.stages = stages
         self.session = stages.session
         self.workflow = stages.workflow
+        self.walltime = stages.tries.walltime
+        self._alarm: asyncio.TimerHandle | None = None
         self._running: asyncio.Task[None] | None = None
         self._interrupt = ""
-        self._unseen = False
 
-    @classmethod
-    def of(
-        cls,
-        session: Session,
-        workflow: Workflow,
-        asyncflow: Any,
-        *,
-        learner: int = 0,
-        arguments: Arguments | None = None,
-        beside: Loop | None = None,
-    ) -> Loop:
-        """The loop of a run whose first records are there, on an engine.
-
-        Args:
-            session, workflow, learner, arguments: see :class:`~rose_hpc.tries.Tries`.
-            asyncflow: the engine.
-            beside: another learner's, with which it shares how many environments run at once.
-        """
-        owner = session.ownership
-        engine = Engine(asyncflow, session.run.scratch, owner.run.owner, owner.epoch)
-        limit = None if beside is None else beside.stages.tries.limit
-        return cls(Stages(Tries(session, workflow, engine, learner=learner, arguments=arguments, limit=limit)))
-
-    async def iterations(self) -> AsyncGenerator[int, None]:
-        """Yield every iteration once it is checked; it is closed once the next one is asked for.
+    async def iterations(self) -> AsyncGenerator[int, dict[str, Any] | None]:
+        """Yield every iteration once it is checked; ``asend`` the configuration that was set meanwhile, if any.
 
         Raises:
             TaskError: a rank or stage failed; the run can be resumed.
             Interrupted: after :meth:`interrupt`.
         """
         progress = self.session.progress
+        self._watch_walltime()
         try:
             if progress.iteration:  # what the last driver was killed before it could remove
                 self._retain(progress.iteration - 1)
@@ -86,25 +58,22 @@ class Loop:
                 iteration = progress.iteration
                 await self._guarded(self._iteration(iteration))
                 try:
-                    yield iteration
+                    config = yield iteration
                 except GeneratorExit:
-                    if not self._unseen:
-                        self._close(iteration)
-                    self._end(self.verdict() or Verdict("stopped", LEFT))
+                    self._close(iteration, None)
+                    await self._end(self.verdict() or Verdict("stopped", "the program left the loop"))
                     raise
-                self._close(iteration)
-            self._end(verdict)
+                self._close(iteration, config)
+            await self._end(verdict)
         except Interrupted as stop:
-            self._end(Verdict("stopped", stop.message))
+            await self._end(Verdict("stopped", stop.message))
             raise
         except (RoseHpcError, OSError) as error:
-            self._end(Verdict("failed", str(error)))
+            await self._end(Verdict("failed", str(error)))
             raise
-
-    @property
-    def done(self) -> int:
-        """Iterations that are complete."""
-        return self.session.progress.iteration
+        finally:
+            self._watch_walltime(stop=True)
+            await self.stages.abandon("the driver ended")
 
     def verdict(self) -> Verdict | None:
         """Whether the iterations that are complete are enough, and why."""
@@ -126,13 +95,42 @@ class Loop:
         if self._running is not None:
             self._running.cancel()
 
-    async def aclose(self) -> None:
-        """Let go of the engine; idempotent."""
-        await self.stages.engine.close()
+    def hand_over(self, why: str, end: float | None = None) -> None:
+        """Begin nothing more: once what runs has ended, leave a run that the next driver goes on with.
 
-    def take_back(self) -> None:
-        """What was yielded last has reached nobody: left now, it is yielded again when the run goes on."""
-        self._unseen = True
+        Args:
+            why: in words.
+            end: when this driver must have ended, if that is known (Unix seconds).
+        """
+        self.walltime.told = self.walltime.told or why
+        if end is not None:
+            self.walltime.ends(end)
+            self._watch_walltime()
+
+    def _watch_walltime(self, *, stop: bool = False) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        left_s = float("inf") if stop else self.walltime.left_s
+        events = asyncio.get_running_loop()
+        self._alarm = events.call_later(max(0.0, left_s), self._time_is_up) if left_s < float("inf") else None
+
+    def _time_is_up(self) -> None:
+        stage, iteration = self.session.progress.stage, self.session.progress.iteration
+        why = f"the walltime is over, in {stage or 'the end'} of iteration {iteration}"
+        if not self.walltime.worked:
+            why += ", and nothing was completed in it: ask for more"
+        self.interrupt(str(self.stages.tries.handing_over(why)))
+
+    def _check_time(self, iteration: int, stage: str) -> None:
+        """Do not begin what cannot end.
+
+        Raises:
+            NoTimeError: there is no time left for that stage.
+        """
+        if why := self.walltime.refusal(
+            f"the {stage} of iteration {iteration}", self.session.progress.expected_s(stage)
+        ):
+            raise self.stages.tries.handing_over(why)
 
     async def _iteration(self, iteration: int) -> None:
         """Whatever of this iteration has no record."""
@@ -140,10 +138,9 @@ class Loop:
         stages.recall(iteration)
         damages = 0
         while "merge" not in progress.stages:
-            if "collect" not in progress.stages or any(
-                e.name not in progress.ranks for e in self.workflow.environments
-            ):
+            if "collect" not in progress.stages:
                 await stages.collect(iteration)
+            self._check_time(iteration, "merge")
             if not await stages.merge(iteration):
                 damages += 1
                 if damages > _MOST_DAMAGES:
@@ -152,15 +149,19 @@ class Loop:
                         hint="check the file system",
                     )
         if "update" not in progress.stages:
+            self._check_time(iteration, "update")
             await stages.update(iteration)
+            self.walltime.worked = True
         if self.workflow.criterion is not None and "check" not in progress.stages:
+            self._check_time(iteration, "check")
             await stages.check(iteration, self.workflow.criterion.work)
+            self.walltime.worked = True
 
-    def _close(self, iteration: int) -> None:
+    def _close(self, iteration: int, config: dict[str, Any] | None) -> None:
         failpoints.hit("iteration-done")
-        self.session.record("checkpoint", iteration=iteration)
+        self.session.record("checkpoint", iteration=iteration, **({"config": config} if config is not None else {}))
         failpoints.hit("checkpoint-recorded")
-        self.stages.values.clear()
+        self.stages.tries.forget(iteration)
         self.session.journal.sync()
         failpoints.hit("checkpoint-synced")
         self._retain(iteration)
@@ -173,8 +174,9 @@ class Loop:
         for problem in kept:
             self.session.warn(f"{problem}; `{self.session.run.command('gc')}` removes it later")
 
-    def _end(self, verdict: Verdict) -> None:
+    async def _end(self, verdict: Verdict) -> None:
         progress = self.session.progress
+        await self.stages.abandon(f"the run ended: {verdict.state}")
         if progress.end is None:
             failpoints.hit("ending")
             self.session.record("end", state=verdict.state, reason=verdict.reason, iteration=progress.iteration)
@@ -186,13 +188,15 @@ class Loop:
         self._running = asyncio.create_task(work)
         try:
             await self._running
+        except NoTimeError as stop:  # a task that raised the SystemExit itself would end the event loop
+            raise Interrupted(str(stop)) from None
         except asyncio.CancelledError:
             self._running.cancel()
             with suppress(asyncio.CancelledError):
                 await self._running
             if self._interrupt:
                 raise Interrupted(self._interrupt) from None
-            self._end(Verdict("stopped", "cancelled"))
+            await self._end(Verdict("stopped", "cancelled"))
             raise
         finally:
             self._running = None

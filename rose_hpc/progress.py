@@ -9,6 +9,8 @@ from typing import Any
 Record = Mapping[str, Any]
 
 STAGES = ("collect", "merge", "update", "check")
+#: of so many last times is known how long something took
+_REMEMBERED = 3
 
 
 @dataclass
@@ -22,14 +24,19 @@ class Progress:
         stages: the current iteration's stage records, by stage.
         rewards: one (iteration, reward) for each check.
         merges, updates: every iteration's merge and update records.
-        config: what ``set_next_config`` set last for the current iteration, or None.
-        next_config: a record of what it set since, for the next one.
+        config: what ``set_next_config`` set last, or None.
         end: the last end record, if no driver came after it.
         scripts: the digest of every script, as last seen.
         jobs: one record for each driver.
         failure: the last failed attempt.
+        failures: how many attempts failed, in all.
         nan_rewards: how many rewards were NaN, in all.
         extended: whether the run was changed after its last complete iteration.
+        missing: whom the last collecting went on without, and why: ``failed``, ``late`` or ``waiting``.
+        misses: the iterations in a row, up to the last, that went on without an environment because it failed.
+        late: environments still under way for an iteration that went on without them, and which that is.
+        admitted, discarded: how many late shards were taken into a later iteration, and how many were not.
+        seconds: how long each stage, and each environment, took the last times, newest last.
     """
 
     run: Record = field(default_factory=dict)
@@ -40,13 +47,19 @@ class Progress:
     merges: dict[int, Record] = field(default_factory=dict)
     updates: dict[int, Record] = field(default_factory=dict)
     config: Any = None
-    next_config: Record | None = None
     end: Record | None = None
     scripts: dict[str, str] = field(default_factory=dict)
     jobs: list[Record] = field(default_factory=list)
     failure: Record | None = None
+    failures: int = 0
     nan_rewards: int = 0
     extended: bool = False
+    missing: dict[str, str] = field(default_factory=dict)
+    misses: dict[str, list[int]] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
+    admitted: int = 0
+    discarded: int = 0
+    seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Progress:
@@ -69,11 +82,13 @@ class Progress:
             case "scripts":
                 self.scripts.update(record["digests"])
             case "rank":
-                self._forget(record["environment"])
-                self.ranks[record["environment"]] = record
-                self.nan_rewards += record.get("nan_rewards", 0)
+                self._rank(record)
             case "attempt":
                 self.failure = record
+                self.failures += 1
+            case "discarded":
+                self.late.pop(record["environment"], None)
+                self.discarded += 1
             case "stage":
                 self._stage(record)
             case "damaged":
@@ -87,27 +102,56 @@ class Progress:
                 self.iteration = record["iteration"] + 1
                 self.ranks, self.stages = {}, {}
                 self.extended = False
-                self.config = self.config if self.next_config is None else self.next_config["config"]
-                self.next_config = None
-            case "config":
-                self.next_config = record
+                self.config = record.get("config", self.config)
             case "end":
                 self.end = record
 
+    def _rank(self, record: Record) -> None:
+        name = record["environment"]
+        self._forget(name)
+        self.ranks[name] = record
+        self.nan_rewards += record.get("nan_rewards", 0)
+        self.admitted += "lag" in record
+        self.misses.pop(name, None)
+        self.late.pop(name, None)
+        self._took("collect", name, record)
+
     def _forget(self, environment: str) -> None:
         """What this environment did in the current iteration is (or will be) done again."""
-        self.nan_rewards -= self.ranks.pop(environment, {}).get("nan_rewards", 0)
+        before = self.ranks.pop(environment, {})
+        self.nan_rewards -= before.get("nan_rewards", 0)
+        self.admitted -= "lag" in before
+
+    def _took(self, stage: str, environment: str, record: Record) -> None:
+        seconds = self.seconds.setdefault((stage, environment), [])
+        seconds.append(float(record.get("seconds") or 0.0))
+        del seconds[:-_REMEMBERED]
+
+    def expected_s(self, stage: str, environment: str = "") -> float | None:
+        """How long it may take: the longest of the last times; None when nobody knows."""
+        return max(self.seconds.get((stage, environment), ()), default=None)
 
     def _stage(self, record: Record) -> None:
         stage, iteration = record["stage"], record["iteration"]
         self.stages[stage] = record
-        if stage == "merge":
+        self._took(stage, "", record)
+        if stage == "collect":
+            self._collected(record)
+        elif stage == "merge":
             self.merges[iteration] = record
         elif stage == "update":
             self.updates[iteration] = record
         elif stage == "check":
             again = bool(self.rewards) and self.rewards[-1][0] == iteration
             self.rewards[len(self.rewards) - again :] = [(iteration, record["reward"])]
+
+    def _collected(self, record: Record) -> None:
+        self.missing = dict(record.get("missing", {}))
+        for name, why in self.missing.items():
+            if why == "failed" and record["iteration"] not in self.misses.setdefault(name, []):
+                self.misses[name].append(record["iteration"])
+            elif why == "late":
+                self.late.setdefault(name, record["iteration"])
 
     @property
     def stage(self) -> str | None:
@@ -138,17 +182,12 @@ class Progress:
             operator: the criterion's.
             before: only iterations before this one.
         """
+        threshold = float(self.run.get("threshold") or 0.0)
+
+        def badness(reward: float) -> float:
+            if operator.startswith("="):
+                return abs(reward - threshold)
+            return reward if operator.startswith("<") else -reward
+
         rewards = (entry for entry in self.rewards if before is None or entry[0] < before)
-        return min(rewards, key=lambda entry: (badness(entry[1], operator, self.threshold), entry[0]), default=None)
-
-    @property
-    def threshold(self) -> float:
-        """The criterion's; 0 without one."""
-        return float(self.run.get("threshold") or 0.0)
-
-
-def badness(reward: float, operator: str, threshold: float) -> float:
-    """Less for a better reward: a greater one; where less is asked for, a lesser; where equality is, a nearer."""
-    if operator.startswith("="):
-        return abs(reward - threshold)
-    return reward if operator.startswith("<") else -reward
+        return min(rewards, key=lambda entry: (badness(entry[1]), entry[0]), default=None)

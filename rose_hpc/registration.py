@@ -11,10 +11,13 @@ from typing import Any, TypeVar, overload
 
 from rose_hpc.errors import UsageError
 from rose_hpc.metrics import OPERATORS, operator_for
+from rose_hpc.patience import Patience
 from rose_hpc.tracking import CriterionManifest, PipelineManifest, TaskManifest
 from rose_hpc.workflow import Criterion, Environment, Resources, Work, Workflow, check_name
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: options of a decorator that are no resources
+_LIMITS = ("timeout_s", "max_rss_gb", "retries", "retry_backoff_s")
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,11 @@ class Registered:
 
     def work(self) -> Work:
         options = dict(self.decor_kwargs)
-        limits = {key: options.pop(key, None) for key in ("timeout_s", "max_rss_gb")}
+        limits = {key: options.pop(key) for key in _LIMITS if key in options}
         try:
             resources = Resources(**options)
         except TypeError:
-            known = {*limits, *Resources.__dataclass_fields__}
+            known = {*_LIMITS, *Resources.__dataclass_fields__}
             unknown = ", ".join(sorted(options.keys() - known))
             raise UsageError(
                 f"{self.func.__name__}: unknown option {unknown}", hint=f"known: {', '.join(sorted(known))}"
@@ -126,7 +129,7 @@ class Registering:
             )
         return PipelineManifest(type(self).__name__, tasks, criterion)
 
-    def _workflow(self, max_iter: int, window: int) -> Workflow:
+    def _workflow(self, max_iter: int, window: int, patience: Patience) -> Workflow:
         if self._update is None:
             raise UsageError("no update is registered", hint="decorate one with @learner.update_task")
         environments = tuple(
@@ -146,4 +149,5 @@ class Registering:
             criterion=criterion,
             max_iterations=max_iter or None,
             window=window,
+            patience=patience,
         )

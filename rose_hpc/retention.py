@@ -63,11 +63,12 @@ def expired_banks(workflow: Workflow, progress: Progress, iteration: int, *, swe
 
 
 def expired_policies(workflow: Workflow, progress: Progress, iteration: int, *, sweep: bool) -> list[int]:
-    """Likewise for policies; the newest and the best always stay."""
+    """Likewise for policies; the newest, those that late environments may still use, and the best always stay."""
     keep = workflow.retention.policies
     if keep == "all":
         return []
+    kept = max(keep, workflow.patience.max_policy_lag + 1)
     operator = workflow.criterion.operator if workflow.criterion else ">"
     best, before = progress.best(operator), progress.best(operator, before=iteration)
-    candidates = sorted(progress.updates) if sweep else [iteration - keep, *([before[0]] if before else [])]
-    return [k for k in candidates if 0 <= k <= iteration - keep and (best is None or k != best[0])]
+    candidates = sorted(progress.updates) if sweep else [iteration - kept, *([before[0]] if before else [])]
+    return [k for k in candidates if 0 <= k <= iteration - kept and (best is None or k != best[0])]

@@ -48,27 +48,32 @@ class Stages:
         """Run the environments."""
         await self._collect.run(iteration)
 
+    async def abandon(self, why: str) -> None:
+        """End whatever still runs for the run; it is over for this driver."""
+        await self._collect.abandon(why)
+
     async def merge(self, iteration: int) -> bool:
         """Merge the shards; False when some were damaged: they are set aside, and their environments run again."""
-        return await self.tries.survive_losses(partial(self._merge, iteration))
+        return await self.tries.persist(partial(self._merge, iteration))
 
     async def update(self, iteration: int) -> None:
         """Update the policy."""
-        await self.tries.survive_losses(partial(self._update, iteration))
+        await self.tries.persist(partial(self._update, iteration))
 
     async def check(self, iteration: int, work: Work) -> None:
         """Measure the policy."""
-        await self.tries.survive_losses(partial(self._check, iteration, work))
+        await self.tries.persist(partial(self._check, iteration, work))
 
     async def _merge(self, iteration: int) -> bool:
         run, progress = self.session.run, self.session.progress
-        names = [e.name for e in self.workflow.environments if progress.ranks[e.name]["digest"]]
+        names = [e.name for e in self.workflow.environments if progress.ranks.get(e.name, {}).get("digest")]
         if not names:
             self.session.record("stage", iteration=iteration, stage="merge", skipped="no shards", rows=0, bytes=0)
             return True
         place = self.tries.place(iteration, "merge")
         size = sum(progress.ranks[name]["bytes"] for name in names)
-        way = merging.choose_way(size, self.engine.node_cores, self.workflow.way, self.workflow.workers)
+        file_system = merging.file_system_of(run.path)
+        way = merging.choose_way(size, self.engine.free_cores, self.workflow.way, self.workflow.workers, file_system)
         shards = {run.shard(iteration, name): progress.ranks[name]["digest"] for name in names}
         self.session.started(iteration, "merge")
         failpoints.hit("merge-planned")
@@ -120,7 +125,7 @@ class Stages:
         if iteration:
             await self._check_copies(iteration - 1, place)
         attempt = attempts.update(place, self.workflow, self.session.progress, argv)
-        outcome, value = await self.tries.carry_out(place, attempt, call)
+        outcome, value = await self.tries.carry_out(place, work, attempt, call)
         failpoints.hit("update-answered")
         self.session.check_owned()
         run.iteration(iteration).mkdir(exist_ok=True)
@@ -144,12 +149,12 @@ class Stages:
         place = self.tries.place(iteration, "check")
         argv, call = await self.tries.prepare(place, work, (self.values.get("update"),))
         attempt = attempts.check(place, self.workflow, work, self.session.progress, argv)
-        outcome, value = await self.tries.carry_out(place, attempt, call)
+        outcome, value = await self.tries.carry_out(place, work, attempt, call)
         failpoints.hit("check-answered")
         try:
             reward = number(value) if work.is_function else last_number(outcome.stdout)
         except ValueError as error:
-            await self.tries.fail(place, outcome, str(error), "value")
+            await self.tries.fail(place, outcome, str(error), "value", work)
             raise AssertionError("unreachable") from error
         kept = self.tries.keep("check", work, outcome, value) if work.is_function else {}
         self.session.record("stage", iteration=iteration, stage="check", seconds=outcome.seconds, reward=reward, **kept)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rose_hpc.errors import UsageError
 from rose_hpc.metrics import compare
 from rose_hpc.named import Named
+from rose_hpc.patience import Patience
 
 if TYPE_CHECKING:
     from rose_hpc.config_models import Config
@@ -49,6 +50,8 @@ class Work:
         timeout_s: seconds from its start to TERM; None: no limit.
         max_rss_gb: memory above which the process that called the function is replaced; None: no limit.
         resources: what it takes.
+        retries, retry_backoff_s: how often it is tried again in an iteration when it has failed, and the seconds before
+            the first time; each further wait is twice as long.
     """
 
     argv: tuple[str, ...] = ()
@@ -57,6 +60,8 @@ class Work:
     timeout_s: float | None = None
     resources: Resources = field(default_factory=Resources)
     max_rss_gb: float | None = None
+    retries: int = 0
+    retry_backoff_s: float = 1.0
 
     @property
     def is_function(self) -> bool:
@@ -139,6 +144,7 @@ class Workflow:
         window: iterations whose banks the update sees as one.
         verify, workers, way: how shards are merged.
         waves: whether environments may run one after another where not all fit at once.
+        patience: with how few environments an iteration goes on.
         parameters: of this learner, for every task (environments have them beside their own).
     """
 
@@ -155,6 +161,7 @@ class Workflow:
     max_concurrent: int | None = None
     waves: bool = True
     retention: Retention = field(default_factory=Retention)
+    patience: Patience = field(default_factory=Patience)
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -168,6 +175,7 @@ class Workflow:
                     f"two environments are named {other!r} and {environment.name!r}", hint="make each unique"
                 )
             seen[environment.name.casefold()] = environment.name
+        self.patience.check(len(self.environments))
         if self.criterion is None and not self.max_iterations:
             raise UsageError("this would never end", hint="add a stop criterion, or give max_iter")
 
@@ -199,9 +207,9 @@ def from_config(config: Config, learner: Mapping[str, Any] | None = None) -> Wor
 
     Args:
         config: the configuration.
-        learner: the parameters of one learner of its sweep; None: of the first.
+        learner: the parameters of one learner of its sweep.
     """
-    parameters = dict(config.learners[0].parameters if learner is None else learner)
+    parameters = dict(learner or {})
 
     def work(task: Any, own: Mapping[str, Any]) -> Work:
         named = Named(task.function, str(config.base), own, parameters) if task.function else None
@@ -211,9 +219,11 @@ def from_config(config: Config, learner: Mapping[str, Any] | None = None) -> Wor
             timeout_s=task.timeout_s,
             resources=Resources(task.ranks, task.cores_per_rank, task.gpus_per_rank, task.mem_gb_per_rank),
             max_rss_gb=task.max_rss_gb,
+            retries=task.retries,
+            retry_backoff_s=task.retry_backoff_s,
         )
 
-    check = config.check
+    check, merge = config.check, config.merge
     return Workflow(
         name=config.name,
         cwd=config.base,
@@ -231,6 +241,7 @@ def from_config(config: Config, learner: Mapping[str, Any] | None = None) -> Wor
         max_concurrent=config.loop.max_concurrent,
         waves=config.loop.waves,
         retention=Retention(config.retention.policies, config.retention.banks, config.retention.shards),
+        patience=Patience(merge.min_environments, merge.deadline_s, merge.max_policy_lag, merge.max_misses),
         parameters=parameters,
     )
 

@@ -50,7 +50,7 @@ def command(
     \b
     Example: rose-hpc resume runs/cartpole-7f3a --max-iterations 200
     """
-    sight = Sight.of(rundir.find_whole(run))
+    sight = Sight.of(rundir.find(run))
     changes = Changes(max_iterations, sets)
     again = bool(sight.jobs) and not here and "SLURM_JOB_ID" not in os.environ
     _refuse_owned(sight.run, everywhere=again)

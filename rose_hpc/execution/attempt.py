@@ -61,6 +61,7 @@ class Attempt(_Plain):
         ranks: processes it is started as; more than one is an MPI program.
         gpus: how many GPUs it takes, of all its ranks; a fraction below 1 shares one.
         nodes: the nodes it has, where it was placed on more than cores: the hosts of an MPI program.
+        avoid: nodes it is not placed on while there are others that could hold it.
         seal: None, or how to seal the shard at ``env["ROSE_HPC_SHARD"]``: ``required`` (bool), ``attributes``.
         merge: None, or arguments of the reduction: ``shards`` (path: digest), ``bank``, ``verify``, ``workers``,
             ``attributes``; which ``way`` it goes, and which ``phase`` of that this is (``whole``, or ``begin``,
@@ -79,6 +80,7 @@ class Attempt(_Plain):
     ranks: int = 1
     gpus: float = 0.0
     nodes: Sequence[str] = ()
+    avoid: Sequence[str] = ()
     seal: Mapping[str, Any] | None = None
     merge: Mapping[str, Any] | None = None
 

@@ -78,9 +78,9 @@ class AttemptBackend:
         return self.pool.cores
 
     @property
-    def node_cores(self) -> tuple[int, ...]:
-        """Cores of each node."""
-        return tuple(self.pool.slots.total.values())
+    def free_cores(self) -> tuple[int, ...]:
+        """Cores of each node that nobody has now, of those with any; where all are taken, the one that comes next."""
+        return tuple(cores for cores in self.pool.slots.free.values() if cores) or (1,)
 
     @property
     def width(self) -> int:

@@ -58,9 +58,9 @@ class Engine:
         return cores if isinstance(cores, int) else None
 
     @property
-    def node_cores(self) -> tuple[int, ...]:
-        """Cores of each node; empty where the backend does not say."""
-        return tuple(getattr(self._backend, "node_cores", ()))
+    def free_cores(self) -> tuple[int, ...]:
+        """Cores of each node that nobody has now; empty where the backend does not say."""
+        return tuple(getattr(self._backend, "free_cores", ()))
 
     @property
     def width(self) -> int | None:

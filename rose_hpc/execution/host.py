@@ -87,11 +87,11 @@ def merge(message: Mapping[str, Any]) -> Answer:
     began, parts, how = time.monotonic(), Parts(Path(message["bank"])), {"verify": message["verify"], "fsync": True}
     match message["phase"]:
         case "begin":
-            plan = parts.begin(_recorded(message["shards"]))
+            plan = parts.begin(_recorded(message["shards"]), late="iteration" in message["attributes"])
             sys.stdout.write(f"{len(plan.sources)} shards, {plan.rows} rows, {plan.bytes} bytes to copy\n")
             return {"ok": True, "info": None}, b""
         case "copy":
-            parts.copy(message["part"], message["parts"], workers=message["workers"], **how)
+            parts.copy(parts.draft(), message["part"], message["parts"], workers=message["workers"], **how)
             return {"ok": True, "info": None}, b""
         case "finish":
             info = parts.finish(message["parts"], attributes=message["attributes"], **how)

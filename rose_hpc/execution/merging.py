@@ -8,6 +8,7 @@ nobody has seen whole and says what the bank is. The bank is the same, whatever 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from rose_hpc.execution.child import python_argv
 from rose_hpc.execution.engine import Engine
 from rose_hpc.experience.workers import default_workers
 
+#: file systems whose clients write by the page: two nodes that write to one page may lose what one of them wrote
+_BY_THE_PAGE = {"nfs", "nfs4", "cifs", "smb3"}
 #: bytes that a further node must have to copy: in the time they take, two more attempts can be had
 _WORTH_A_NODE = 512 * 1024 * 1024
 
@@ -41,14 +44,17 @@ class Way:
     cores: int = 1
 
 
-def choose_way(size: int, nodes: Sequence[int], asked: str = "auto", workers: int | None = None) -> Way:
+def choose_way(
+    size: int, nodes: Sequence[int], asked: str = "auto", workers: int | None = None, file_system: str = ""
+) -> Way:
     """The way to merge shards.
 
     Args:
         size: of the shards, bytes.
-        nodes: how many cores each node has; empty where nobody knows.
+        nodes: how many cores each node has free (late environments may have the others); empty where nobody knows.
         asked: ``threads``, ``nodes`` or ``mpio``; ``auto``: what is fastest.
         workers: threads on each node; None: as many as are useful.
+        file_system: the kernel's name of the bank's.
     """
     widest = max(nodes, default=available_cores())
     threads = min(workers or default_workers(size, widest), widest)
@@ -57,9 +63,27 @@ def choose_way(size: int, nodes: Sequence[int], asked: str = "auto", workers: in
     if asked == "mpio":
         return Way("mpio", threads * able)
     parts = min(able, size // _WORTH_A_NODE) if asked == "auto" else able
-    if asked == "threads" or parts < 2:
+    if asked == "threads" or parts < 2 or (asked == "auto" and file_system in _BY_THE_PAGE):
         return Way("threads", 1, threads, threads)
     return Way("nodes", parts, threads, whole)
+
+
+def file_system_of(path: Path) -> str:
+    """The kernel's name of a path's file system, as ``ext4``; empty where it does not tell."""
+    try:
+        device, mounts = path.stat().st_dev, Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""
+    return file_system_on(f"{os.major(device)}:{os.minor(device)}", mounts)
+
+
+def file_system_on(device: str, mounts: str) -> str:
+    """The type of a device's file system in the text of ``/proc/self/mountinfo``; empty where it is not there."""
+    for line in mounts.splitlines():
+        place, _, source = line.partition(" - ")
+        if place.split()[2] == device:
+            return source.split()[0]
+    return ""
 
 
 async def merge(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
@@ -126,7 +150,9 @@ async def _copy_in_ranks(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
     ranks = replace(
         attempt, id=f"{attempt.id}-copy", kind="command", argv=argv, merge=None, ranks=way.parts, cores=way.parts
     )
-    return (await engine.run(ranks))[0]
+    outcome, _ = await engine.run(ranks)
+    said = [line.removeprefix("error: ") for line in outcome.tail.splitlines() if line.startswith("error: ")]
+    return replace(outcome, reason="merge", message=said[0]) if said and not outcome.ok else outcome
 
 
 def _phase(attempt: Attempt, phase: str, suffix: str = "", log: str | None = None, **arguments: Any) -> Attempt:

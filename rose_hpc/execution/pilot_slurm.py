@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rose_hpc.errors import UsageError
 from rose_hpc.execution.pilot_resources import shell_safe
+from rose_hpc.slurm.allocation import job_end
 
 if TYPE_CHECKING:
     from rose_hpc.config_models import Slurm
@@ -89,19 +90,6 @@ def inside(environ: Mapping[str, str]) -> dict[str, Any]:
         "sandbox": str(pilot_sandbox(Path.cwd())),
         "resource_config": {**_DESCRIPTION, "cores_per_node": cores},
     }
-
-
-def job_end(environ: Mapping[str, str]) -> float | None:
-    """When the job that ``environ`` is of must have ended (Unix seconds); None where Slurm does not say."""
-    from rose_hpc.slurm.commands import available, call
-
-    if told := environ.get("SLURM_JOB_END_TIME"):  # Slurm 23.02 and later
-        return float(told)
-    if not available("scontrol"):
-        return None
-    answer = call(["scontrol", "show", "job", "--oneliner", environ["SLURM_JOB_ID"]])
-    found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\b", answer.stdout)
-    return time.mktime(time.strptime(found[1], "%Y-%m-%dT%H:%M:%S")) if found else None
 
 
 def attached(asked: Mapping[str, Any], slurm: Slurm) -> dict[str, Any]:

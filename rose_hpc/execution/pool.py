@@ -74,11 +74,11 @@ def plan_request(attempt: Attempt, nodes: Collection[int]) -> Request:
     Ranks over several nodes are spread evenly: ``ceil(ranks / nodes)`` on each, the last having fewer.
     """
     least, most = min(nodes, default=0), max(nodes, default=0)
-    each = attempt.cores // max(1, attempt.ranks)
+    each, avoid = attempt.cores // max(1, attempt.ranks), frozenset(attempt.avoid)
     if attempt.ranks == 1 or attempt.cores <= most or not 0 < each <= least:
-        return Request(attempt.cores, gpus=attempt.gpus)
+        return Request(attempt.cores, gpus=attempt.gpus, avoid=avoid)
     count = math.ceil(attempt.ranks / (least // each))
-    return Request(math.ceil(attempt.ranks / count) * each, count)
+    return Request(math.ceil(attempt.ranks / count) * each, count, avoid=avoid)
 
 
 def _placed(attempt: Attempt, grant: Grant, clients: Sequence[Client]) -> Attempt:

@@ -17,11 +17,15 @@ from rose_hpc.errors import UsageError
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: ``cores`` and ``gpus`` on each of ``nodes``, which are whole ones if they are several."""
+    """What is asked for: ``cores`` and ``gpus`` on each of ``nodes``, which are whole ones if they are several.
+
+    Nodes whose names are in ``avoid`` are not given while there are enough others that could be.
+    """
 
     cores: int
     nodes: int = 1
     gpus: float = 0.0
+    avoid: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -145,10 +149,12 @@ class Slots:
 
     def _grant(self, request: Request) -> Grant | None:
         """Where a request fits now."""
+        able = self._able(request)
         if request.nodes > 1:
-            idle = sorted((n for n, free in self.free.items() if free == self.total[n] >= request.cores), key=str)
+            idle = sorted((n for n in able if self.free[n] == self.total[n]), key=str)
             return Grant(tuple(idle[: request.nodes]), request.cores) if len(idle) >= request.nodes else None
-        for _, _, node in sorted((free, str(node), node) for node, free in self.free.items() if free >= request.cores):
+        free = ((self.free[node], str(node), node) for node in able if self.free[node] >= request.cores)
+        for _, _, node in sorted(free):
             gpus = self._gpus[node]
             if (chosen := ((), 0.0) if gpus is None else gpus.choose(request.gpus)) is not None:
                 return Grant((node,), request.cores, *chosen)
@@ -156,10 +162,15 @@ class Slots:
 
     def _possible(self, request: Request) -> bool:
         """Whether it would fit if nothing else ran."""
+        return len(self._able(request)) >= request.nodes
+
+    def _able(self, request: Request) -> list[Hashable]:
+        """The nodes that could hold a part of it; those to be avoided only where there are not enough without them."""
         able = [node for node, total in self.total.items() if total >= request.cores]
         if request.nodes == 1 and request.gpus:
             able = [n for n in able if (g := self._gpus[n]) is None or len(g.free) >= request.gpus]
-        return len(able) >= request.nodes
+        good = [node for node in able if str(node) not in request.avoid]
+        return good if len(good) >= request.nodes else able
 
     def _never(self, request: Request) -> UsageError:
         most = max(self.total.values(), default=0)

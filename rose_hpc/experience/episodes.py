@@ -129,10 +129,10 @@ def read_episodes(info: ShardInfo) -> Episodes | None:
     """
     if info.episodes is None:
         return find_episodes(info.path, info.columns, info.shard_offsets)
-    from rose_hpc.experience.hdf5 import read_attribute, reading  # here: finding them needs no h5py
+    from rose_hpc.experience.hdf5 import read_attribute, reading, root_of  # here: finding them needs no h5py
 
     with reading(info.path) as file:
-        starts, returns, ended = (np.atleast_1d(read_attribute(file.id, name)) for name in _ATTRIBUTES)
+        starts, returns, ended = (np.atleast_1d(read_attribute(root_of(file), name)) for name in _ATTRIBUTES)
     stops = np.append(starts[1:], info.rows)
     ends = np.asarray(info.shard_offsets)[1:]
     at = np.searchsorted(ends, starts, side="right")

@@ -19,7 +19,7 @@ import numpy as np
 
 from rose_hpc.errors import DamagedError, FormatError, SchemaError
 from rose_hpc.experience.episodes import Episodes
-from rose_hpc.experience.hdf5 import read_attribute, reading, write_attribute, writing
+from rose_hpc.experience.hdf5 import read_attribute, reading, root_of, write_attribute, writing
 from rose_hpc.experience.header import FORMAT, VERSION, append_footer, encode
 from rose_hpc.experience.header import read_info as read_info
 from rose_hpc.experience.schema import (
@@ -67,7 +67,7 @@ def write_info(path: Path, info: ShardInfo, episodes: Episodes | None = None) ->
         episodes: those that ``info.episodes`` is the digest of, unless the file has them already.
     """
     with writing(path) as file:
-        values = _write_attributes(file.id, info, episodes)
+        values = _write_attributes(root_of(file), info, episodes)
     append_footer(path, info, *values)
 
 
@@ -79,7 +79,7 @@ def create_sealed(path: Path, info: ShardInfo) -> ShardInfo:
     """
     with writing(path, "x", _room(info.columns)) as file:
         info = replace(info, columns=_create_columns(file.id, info.columns, info.rows))
-        values = _write_attributes(file.id, info, None)
+        values = _write_attributes(root_of(file), info, None)
     append_footer(path, info, *values)
     return info
 
@@ -102,7 +102,7 @@ def _room(columns: Mapping[str, Column]) -> int:
     return 1536 + sum(640 + 8 * stats_size(column.shape) for column in columns.values())
 
 
-def _write_attributes(file: h5py.h5f.FileID, info: ShardInfo, episodes: Episodes | None) -> tuple[bytes, bytes]:
+def _write_attributes(root: h5py.h5g.GroupID, info: ShardInfo, episodes: Episodes | None) -> tuple[bytes, bytes]:
     """Everything that is said, twice: plain, for people, and as the header, for us; returns the latter's values."""
     plain: dict[str, Any] = {"format": FORMAT, "format_version": VERSION, "kind": info.kind, "rows": info.rows}
     if info.kind == "bank":
@@ -114,7 +114,7 @@ def _write_attributes(file: h5py.h5f.FileID, info: ShardInfo, episodes: Episodes
         plain |= episodes.attributes()
     header, statistics = encode(info)
     for name, value in {**info.attributes, **plain, "header": header, "statistics": statistics}.items():
-        write_attribute(file, name, json.dumps(value) if isinstance(value, dict) else value)
+        write_attribute(root, name, json.dumps(value) if isinstance(value, dict) else value)
     return header, statistics.tobytes()
 
 
@@ -187,7 +187,8 @@ def survey(file: h5py.File, path: Path) -> Survey:
         DamagedError: for a column that reaches beyond the end of the file.
     """
     columns, lengths, reasons, size = {}, {}, {}, path.stat().st_size
-    counts = (len(file.id), _MAX_COLUMNS, "objects"), (h5py.h5a.get_num_attrs(file.id), _MAX_ATTRIBUTES, "attributes")
+    root = root_of(file)
+    counts = (len(file.id), _MAX_COLUMNS, "objects"), (h5py.h5a.get_num_attrs(root), _MAX_ATTRIBUTES, "attributes")
     for count, limit, what in counts:
         if count > limit:
             raise FormatError(f"{path} has {count:,} {what}", hint=f"a shard has at most {limit:,}")
@@ -209,8 +210,8 @@ def survey(file: h5py.File, path: Path) -> Survey:
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
         raise SchemaError(f"{path}: columns of different lengths: {text}", hint="give each one row per transition")
-    sealed = read_attribute(file.id, "format") == FORMAT
-    attributes = _attributes_of(file, heaps=not sealed)
+    sealed = read_attribute(root, "format") == FORMAT
+    attributes = _attributes_of(root, heaps=not sealed)
     if columns and file.id.get_create_plist().get_version()[0] < 2 and not _fits_old(columns, attributes):
         reasons[next(reversed(columns))] = "has more statistics than HDF5's oldest format keeps"
     return Survey(in_order(columns), next(iter(lengths.values()), 0), reasons, attributes, sealed)
@@ -235,19 +236,20 @@ def check_dataset(dataset: h5py.h5d.DatasetID, name: str, path: Path) -> None:
 
 def _check_format(file: h5py.File, path: Path) -> None:
     """Refuse files that are not ours, or of a later version."""
-    if read_attribute(file.id, "format") != FORMAT:
+    root = root_of(file)
+    if read_attribute(root, "format") != FORMAT:
         hint = "if another program wrote it, seal it first: rose_hpc.experience.shard.seal"
         raise FormatError(f"{path} is not a shard or bank", hint=hint)
-    version = read_attribute(file.id, "format_version")
+    version = read_attribute(root, "format_version")
     if version != VERSION:
         raise FormatError(f"{path} has format version {version}", hint=f"this rose_hpc reads version {VERSION}")
 
 
-def _attributes_of(file: h5py.File, *, heaps: bool) -> dict[str, Any]:
+def _attributes_of(root: h5py.h5g.GroupID, *, heaps: bool) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for number in range(h5py.h5a.get_num_attrs(file.id)):
-        name = h5py.h5a.open(file.id, index=number).name.decode()
-        value = None if name in RESERVED else read_attribute(file.id, name, heaps=heaps)
+    for number in range(h5py.h5a.get_num_attrs(root)):
+        name = h5py.h5a.open(root, index=number).name.decode()
+        value = None if name in RESERVED else read_attribute(root, name, heaps=heaps)
         if isinstance(value, str | int | float | bool):
             result[name] = value
     parameters = result.get("parameters")

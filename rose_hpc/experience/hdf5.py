@@ -63,7 +63,8 @@ def writing(path: Path, mode: str = "r+", room: int = 0) -> Iterator[h5py.File]:
     access.set_libver_bounds(*_LIBVER)
     access.set_file_locking(False, True)
     access.set_alignment(1, _ALIGNMENT)
-    access.set_meta_block_size(max(room, _META_BLOCK))
+    if hasattr(access, "set_meta_block_size"):  # not in h5py 3.7, which is Debian 12's, with MPI
+        access.set_meta_block_size(max(room, _META_BLOCK))
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_attr_phase_change(_COMPACT_ATTRIBUTES, 0)
     try:
@@ -79,11 +80,16 @@ def writing(path: Path, mode: str = "r+", room: int = 0) -> Iterator[h5py.File]:
         raise ExperienceError(f"cannot write {path}: {_one_line(error)}") from error
 
 
+def root_of(file: h5py.File) -> h5py.h5g.GroupID:
+    """The root, which has a file's attributes: HDF5 1.10 does not take the file itself for it."""
+    return h5py.h5g.open(file.id, b"/")
+
+
 def read_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, *, heaps: bool = False) -> Any:
     """A plain attribute: text, a number, a bool, or an array of them; None for one that is missing, or anything else.
 
     Args:
-        item: the low-level identifier of a file (that is: its root) or dataset.
+        item: the low-level identifier of a root or dataset.
         name: of the attribute.
         heaps: read text of variable length too, as plain h5py and most programs write it. In damaged files HDF5 may
             crash or hang on that, so it is for files that nobody has sealed yet.
@@ -109,7 +115,7 @@ def read_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, *, he
     return value if value.ndim else value.item()
 
 
-def write_attribute(item: h5py.h5f.FileID | h5py.h5d.DatasetID, name: str, value: Any) -> None:
+def write_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, value: Any) -> None:
     """Write a plain attribute, replacing one of that name. Text is of fixed length: it is read without heaps."""
     data = np.asarray(value.encode() if isinstance(value, str) else value)
     data = np.char.encode(data, "utf-8") if data.dtype.kind == "U" else np.ascontiguousarray(data).reshape(data.shape)

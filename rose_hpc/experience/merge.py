@@ -46,6 +46,7 @@ def merge_shards(
         workers: threads that copy; the default follows from cores and bytes.
         fsync: bring the bank to the disk before it appears.
         attributes: of the bank, as for :class:`rose_hpc.ShardWriter`; ``run`` and ``iteration`` come from the shards.
+            Where an ``iteration`` is given, shards may be of different ones, as those are that a run takes late.
 
     Raises:
         DamagedError: naming all shards that are cut short or altered, or no shards at all; no bank appears.
@@ -53,10 +54,7 @@ def merge_shards(
         ExperienceError: duplicates, shards of different runs, no access, disk full.
     """
     bank, extra = Path(bank_path), plain_attributes(attributes)
-    shards = read_shards(paths)
-    if any(os.path.realpath(shard.path) == os.path.realpath(bank) for shard in shards):
-        raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
-    plan = plan_spans(shards)
+    plan = plan_spans(refuse_itself(bank, read_shards(paths)), late="iteration" in extra)
     with publishing(bank, fsync=fsync) as scratch:
         draft = begin(scratch, plan)
         tally = Tally(plan, verify)
@@ -153,6 +151,18 @@ def finish(draft: Draft, tally: Tally, attributes: Mapping[str, Any]) -> ShardIn
     write_info(draft.path, info, kept)
     failpoints.hit("bank-described")
     return replace(info, bytes=draft.path.stat().st_size)
+
+
+def refuse_itself(bank: Path, shards: list[ShardInfo]) -> list[ShardInfo]:
+    """The shards, unless the bank is one of them.
+
+    Raises:
+        UsageError: it is.
+    """
+    place = os.path.realpath(bank)
+    if any(os.path.realpath(shard.path) == place for shard in shards):
+        raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
+    return shards
 
 
 def read_shards(paths: Sequence[str | Path | ShardInfo]) -> list[ShardInfo]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc.experience.copying import Writer
-from rose_hpc.experience.files import fsync_path
+from rose_hpc.experience.files import fsync_path, opened
 from rose_hpc.experience.merge import Draft, begin, copy, digest_rest, finish, span_writer
 from rose_hpc.experience.plan import MergePlan, plan_spans
 from rose_hpc.experience.schema import ShardInfo, renamed
@@ -35,22 +35,38 @@ class Parts:
         self.bank = bank
         self.folder = bank.with_name(f"{bank.name}.parts")
 
-    def begin(self, shards: Sequence[ShardInfo]) -> MergePlan:
+    def begin(self, shards: Sequence[ShardInfo], *, late: bool = False) -> MergePlan:
         """Make the bank, and write down what is to be done.
+
+        Args:
+            shards: what is to be merged.
+            late: they may be of different iterations.
 
         Raises:
             SchemaError, ExperienceError: as :func:`rose_hpc.experience.plan.plan_spans` does.
             OSError: it cannot be made, or there is no space for it.
         """
-        plan = plan_spans(shards)
+        plan = plan_spans(shards, late=late)
         draft = begin(self.bank, plan)
         self.folder.mkdir()
         offsets = {name: column.offset for name, column in draft.columns.items()}
         self._write("plan", {"plan": plan.to_json(), "offsets": offsets})
         return plan
 
+    def draft(self) -> Draft:
+        """What is to be done.
+
+        Raises:
+            OSError: the bank, or what was written down, is not to be had.
+        """
+        with opened(self.bank, os.O_WRONLY):
+            data = self._read("plan")
+        plan = MergePlan.from_json(data["plan"])
+        return Draft(self.bank, plan, renamed(plan.columns, offset=data["offsets"]))
+
     def copy(
         self,
+        draft: Draft,
         part: int,
         parts: int,
         *,
@@ -66,7 +82,6 @@ class Parts:
             ExperienceError: nor read back.
         """
         began = time.monotonic()
-        draft = self._draft()
         tally = Tally(draft.plan, verify)
         copy(draft, tally, workers, part, parts, writer)
         if fsync:
@@ -81,7 +96,7 @@ class Parts:
             DamagedError: naming all shards that are not what was written, whoever has found it.
             ExperienceError: the bank cannot be read or written.
         """
-        draft = self._draft()
+        draft = self.draft()
         tally = Tally(draft.plan, verify)
         for part in range(parts):
             tally.add(self._read(f"part-{part}")["tally"])
@@ -99,11 +114,6 @@ class Parts:
     def clear(self) -> None:
         """Remove what they told each other."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _draft(self) -> Draft:
-        data = self._read("plan")
-        plan = MergePlan.from_json(data["plan"])
-        return Draft(self.bank, plan, renamed(plan.columns, offset=data["offsets"]))
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
         path = self.folder / f"{name}.json"

@@ -113,8 +113,12 @@ class Piece:
     target: int
 
 
-def plan_spans(shards: Sequence[ShardInfo]) -> MergePlan:
+def plan_spans(shards: Sequence[ShardInfo], *, late: bool = False) -> MergePlan:
     """The plan of merging shards in the given order; shards without rows contribute nothing but their name.
+
+    Args:
+        shards: what is to be merged.
+        late: shards may be of different iterations, as those are that a run takes late.
 
     Raises:
         SchemaError: other columns, dtypes or shapes; it names the shard and the difference.
@@ -122,7 +126,7 @@ def plan_spans(shards: Sequence[ShardInfo]) -> MergePlan:
     """
     if not shards:
         raise ExperienceError("there are no shards to merge")
-    _check_unique(shards)
+    _check_unique(shards, ("run",) if late else ("run", "iteration"))
     model = next((shard for shard in shards if shard.rows), next((s for s in shards if s.columns), shards[0]))
     for shard in shards:
         if shard.rows and (text := difference(model.columns, shard.columns)):
@@ -195,7 +199,7 @@ def _combined(name: str, column: Column, shards: Sequence[ShardInfo]) -> Stats |
     return combine(known, column.shape) if len(known) == len(parts) else None
 
 
-def _check_unique(shards: Sequence[ShardInfo]) -> None:
+def _check_unique(shards: Sequence[ShardInfo], alike: Sequence[str]) -> None:
     paths: set[str] = set()
     sources: dict[tuple[Any, ...], ShardInfo] = {}
     for shard in shards:
@@ -206,7 +210,7 @@ def _check_unique(shards: Sequence[ShardInfo]) -> None:
         source = tuple(shard.attributes.get(name) for name in ("run", "iteration", "environment"))
         if None not in source and (other := sources.setdefault(source, shard)) is not shard:
             raise ExperienceError(f"{shard.path} and {other.path} are both of environment '{source[2]}'")
-    for name in ("run", "iteration"):
+    for name in alike:
         known = {shard.attributes[name]: shard.path for shard in shards if name in shard.attributes}
         if len(known) > 1:
             (a, path_a), (b, path_b), *_ = known.items()

@@ -10,6 +10,8 @@ from typing import Any
 from rose_hpc.report.timeline import Record, Timeline
 from rose_hpc.report.words import at_least, mean, real, word
 
+#: records of what went wrong, or was done again, in words; "": their own
+_WHAT = {"attempt": "", "damaged": "damaged shard", "redo": "done again", "discarded": "discarded shard"}
 #: what an environment returned lately is the mean over so many of its last iterations
 LATELY = 10
 
@@ -49,6 +51,7 @@ class EnvironmentFacts:
         seconds: of each of its ranks, by iteration.
         returns: its mean return, by iteration.
         memory_mb: the most a rank of it took; None if nobody measured.
+        missed: how many iterations went on without it; late: how many of its shards came into a later one.
     """
 
     name: str
@@ -60,6 +63,8 @@ class EnvironmentFacts:
     memory_mb: float | None = None
     straggled: int = 0
     failed: int = 0
+    missed: int = 0
+    late: int = 0
     nodes: set[str] = field(default_factory=set)
 
     @property
@@ -162,6 +167,11 @@ def _environments(
         facts.seconds[bar.iteration] = bar.seconds
         facts.straggled += bar.kind == "straggler"
     for record in records:
+        missing = record.get("missing")
+        for name in missing if isinstance(missing, Mapping) else ():
+            found.setdefault(str(name), EnvironmentFacts(str(name))).missed += 1
+        if record["kind"] == "rank":
+            found[word(record, "environment") or word(record, "stage")].late += "lag" in record
         if record["kind"] == "rank" and (memory := real(record, "max_rss_mb")) is not None:
             facts = found[word(record, "environment") or word(record, "stage")]
             facts.memory_mb = max(memory, facts.memory_mb or 0.0)
@@ -169,7 +179,7 @@ def _environments(
 
 
 def _failures(records: Iterable[Record], timeline: Timeline) -> list[Failure]:
-    found = [_failure(record) for record in records if record["kind"] in ("attempt", "damaged", "redo")]
+    found = [_failure(record) for record in records if record["kind"] in _WHAT]
     for number, driver in enumerate(timeline.drivers):
         who = f"driver {number}" + (f", job {driver.job}" if driver.job else "")
         if driver.end in ("failed", "stopped"):
@@ -188,10 +198,10 @@ def _failure(record: Record) -> Failure:
     )
     who = environment or stage or "all environments"
     message, code = word(record, "message") or word(record, "reason"), record.get("exit_code")
-    what = {"attempt": word(record, "reason") or "failed", "damaged": "damaged shard", "redo": "done again"}
+    what = _WHAT[record["kind"]] or word(record, "reason") or "failed"
     if code is not None and str(code) not in message:
         message += f" (exit code {code})"
     parts = (f"iter-{iteration:04d}", stage or "collect", environment)
     log = "logs/" + "-".join(part for part in parts if part) + ".log" if record["kind"] == "attempt" else ""
     attempt, node = word(record, "attempt"), word(record, "node")
-    return Failure(at_least(record, "time"), iteration, who, what[record["kind"]], message, attempt, node, log)
+    return Failure(at_least(record, "time"), iteration, who, what, message, attempt, node, log)

@@ -11,15 +11,7 @@ from rose_hpc.report.history import LATELY
 from rose_hpc.report.words import count, duration, moment, number, parameters, word
 
 #: rows of a table; of more, the last are shown (of environments the first)
-_MOST_ROWS = {
-    "learners": 1000,
-    "environments": 500,
-    "iterations": 2000,
-    "failures": 500,
-    "drivers": 500,
-    "scripts": 200,
-    "changes": 200,
-}
+_MOST_ROWS = {"environments": 500, "iterations": 2000, "failures": 500, "drivers": 500, "scripts": 200, "changes": 200}
 
 
 @dataclass(frozen=True)
@@ -38,17 +30,10 @@ class Table:
     note: str = ""
 
 
-def all_tables(page: Page, learners: Sequence[tuple[str, ...]] = ()) -> dict[str, Table]:
-    """Every table by name; some may have no rows.
-
-    Args:
-        page: what they are made from.
-        learners: the rows of the learners' table.
-    """
-    heads = "learner | parameters | state | iterations # | reward # | best # | rows #"
+def all_tables(page: Page) -> dict[str, Table]:
+    """Every table by name; some may have no rows."""
     made = (_environments(page), _iterations(page), _failures(page), _drivers(page), _changes(page), _versions(page))
-    all_ = (_table("learners", "Learners", heads, learners, first=True), *made, _scripts(page))
-    return {table.name: table for table in all_}
+    return {table.name: table for table in (*made, _scripts(page))}
 
 
 def _table(name: str, caption: str, heads: str, rows: Sequence[tuple[str, ...]], *, first: bool = False) -> Table:
@@ -61,6 +46,7 @@ def _table(name: str, caption: str, heads: str, rows: Sequence[tuple[str, ...]],
 
 def _environments(page: Page) -> Table:
     with_returns = any(each.returns for each in page.history.environments)
+    with_missing = any(each.missed or each.late for each in page.history.environments)
     rows = []
     for each in page.history.environments:
         slowest = max(each.seconds.values(), default=None)
@@ -69,10 +55,13 @@ def _environments(page: Page) -> Table:
         memory = "" if each.memory_mb is None else f"{each.memory_mb:,.0f} MB"
         lately = (number(each.lately), f"{each.episodes:,}") if with_returns else ()
         times = (duration(each.median_s), duration(slowest), number(each.straggled), number(each.failed))
-        rows.append((each.name, parameters(each.parameters), *lately, f"{each.rows:,}", *times, memory, where))
+        missing = (number(each.missed), number(each.late)) if with_missing else ()
+        rows.append(
+            (each.name, parameters(each.parameters), *lately, f"{each.rows:,}", *times, *missing, memory, where)
+        )
     returns = f"return (last {LATELY}) # | episodes # |" if with_returns else ""
     heads = f"environment | parameters | {returns} rows # | median # | slowest # | straggler # | failed #"
-    heads += " | memory # | nodes"
+    heads += (" | missing # | late #" if with_missing else "") + " | memory # | nodes"
     return _table("environments", "Environments", heads, rows, first=True)
 
 

@@ -15,7 +15,7 @@ _SETTINGS = ("SLURM", "SBATCH", "SQUEUE", "SACCT", "SCANCEL", "SCONTROL", "SINFO
 #: of these, what says which Slurm it is, and that we may talk to it
 _KEPT = frozenset({"SLURM_CONF", "SLURM_JWT"})
 #: what a task or driver has found in its environment is not for the jobs it submits
-_TASK = ("ROSE_HPC_RUN", "ROSE_HPC_STAGE", "ROSE_HPC_ITERATION", "ROSE_HPC_ENVIRONMENT")
+_TASK = ("ROSE_HPC_RUN", "ROSE_HPC_STAGE", "ROSE_HPC_ITERATION", "ROSE_HPC_ENVIRONMENT", "ROSE_HPC_DEADLINE")
 
 #: seconds until a question counts as not answered; Slurm's own patience with its controller is 10 s a try
 ASK_TIMEOUT_S = 30.0

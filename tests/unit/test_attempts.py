@@ -166,7 +166,7 @@ def test_functions_are_called_not_executed():
 def test_attempts_and_outcomes_travel_as_json():
     """What goes over a socket or through a file comes back equal, and another version's field is refused by name."""
     attempt = attempts.collect(place("collect", 1, "env_1"), ENVIRONMENT, WORKFLOW.cwd, ["env"])
-    attempt = replace(attempt, argv=["env"], nodes=["n1"])
+    attempt = replace(attempt, argv=["env"], nodes=["n1"], avoid=["n2"])
     assert Attempt.from_json(json.loads(json.dumps(attempt.to_json()))) == attempt
     outcome = Outcome(attempt.id, ok=False, reason="exit", exit_code=3, paths=["/a"])
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome

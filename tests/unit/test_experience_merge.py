@@ -12,11 +12,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rose_hpc.errors import DamagedError, ExperienceError, SchemaError, UsageError
-from rose_hpc.experience import copying, digest, files, merge, plan, tally
+from rose_hpc.experience import copying, digest, files, merge, plan
 from rose_hpc.experience.bank import ExperienceBank
 from rose_hpc.experience.format import read_info
 from rose_hpc.experience.merge import merge_shards, plan_spans
@@ -47,12 +48,8 @@ def write(path: Path, rows: int, seed: int = 0, **attributes: Any) -> Path:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks and blocks of a few bytes, so that small shards have every edge that large ones have."""
-    for module in (digest, plan, tally, copying):
-        monkeypatch.setattr(module, "CHUNK", 64)
-    monkeypatch.setattr(copying, "BUFFER", 24)
-    monkeypatch.setattr(copying.SpanWriter, "block", 24)
-    monkeypatch.setattr(plan, "_MOST", 300)
-    return 64
+    small.shrink(monkeypatch.setattr)
+    return small.CHUNK
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------
@@ -148,6 +145,14 @@ def test_duplicates_and_strangers_are_refused() -> None:
             plan_spans([a, other])
     with pytest.raises(ExperienceError, match="no shards"):
         plan_spans([])
+
+
+def test_a_late_shard_is_merged_where_that_is_said() -> None:
+    """Shards of several iterations make one bank when it is asked for; those of several runs never do."""
+    late = [info("a.h5", 1, run="r", iteration=1), info("b.h5", 1, run="r", iteration=0)]
+    assert plan_spans(late, late=True).rows == 2
+    with pytest.raises(ExperienceError, match="is of run"):
+        plan_spans([*late, info("c.h5", 1, run="q", iteration=1)], late=True)
 
 
 # -- merging -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rose_hpc.execution.attempt import Attempt, Outcome
-from rose_hpc.execution.merging import Way, choose_way, merge
+from rose_hpc.execution.merging import Way, choose_way, file_system_of, file_system_on, merge
 
 GB = 10**9
 
@@ -36,6 +36,24 @@ def test_the_way_follows_from_bytes_and_nodes(
 ) -> None:
     """Several nodes where there is enough to copy or it is asked for; else threads, as many as are useful."""
     assert choose_way(size, nodes, asked, workers) == way
+
+
+def test_nodes_do_not_share_a_file_by_themselves_where_clients_write_whole_pages() -> None:
+    """On NFS and SMB several nodes write to one bank only if they are told to."""
+    for file_system, name in [("lustre", "nodes"), ("", "nodes"), ("nfs4", "threads"), ("cifs", "threads")]:
+        assert choose_way(900 * GB, (16, 16), file_system=file_system).name == name
+    assert choose_way(900 * GB, (16, 16), "nodes", file_system="nfs").name == "nodes"
+
+
+def test_the_file_system_is_the_mounts() -> None:
+    """Optional fields of a mount, and spaces in its place, lead nobody astray."""
+    mounts = (
+        "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n"
+        "30 22 0:44 / /my\\040home rw - nfs4 server:/home rw,vers=4.2\n"
+    )
+    assert [file_system_on(device, mounts) for device in ("254:0", "0:44", "9:9")] == ["ext4", "nfs4", ""]
+    assert file_system_of(Path("/proc/self")) == "proc"
+    assert file_system_of(Path("/no/such/place")) == ""
 
 
 @given(

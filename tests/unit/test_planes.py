@@ -48,7 +48,19 @@ RANK = tuple(
     f"rose_hpc.execution.{name}" for name in ("rank", "supervisor", "keeper", "child", "frames", "attempt", "host")
 )
 LOOP = tuple(
-    f"rose_hpc.{name}" for name in ("loop", "stages", "collect", "tries", "session", "attempts", "driver", "progress")
+    f"rose_hpc.{name}"
+    for name in (
+        "loop",
+        "stages",
+        "collect",
+        "accepting",
+        "tries",
+        "walltime",
+        "session",
+        "attempts",
+        "driver",
+        "progress",
+    )
 )
 
 

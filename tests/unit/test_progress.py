@@ -12,6 +12,7 @@ from rose_hpc.progress import STAGES, Progress
 NAMES = st.sampled_from(["a", "b", "c"])
 ITERATIONS = st.integers(0, 4)
 REWARDS = st.floats(-100, 100)
+REASONS = st.sampled_from(["failed", "late", "waiting"])
 
 
 def kind(name: str, /, **fields: st.SearchStrategy) -> st.SearchStrategy[dict]:
@@ -25,6 +26,9 @@ RECORDS = st.lists(
         kind("job", epoch=st.integers(0, 9)),
         kind("scripts", digests=st.dictionaries(NAMES, st.text("01", max_size=3))),
         kind("rank", iteration=ITERATIONS, environment=NAMES, rows=st.integers(0, 9), nan_rewards=st.integers(0, 3)),
+        kind("rank", iteration=ITERATIONS, environment=NAMES, rows=st.integers(0, 9), lag=st.integers(1, 2)),
+        kind("discarded", iteration=ITERATIONS, environment=NAMES),
+        kind("stage", iteration=ITERATIONS, stage=st.just("collect"), missing=st.dictionaries(NAMES, REASONS)),
         kind("attempt", iteration=ITERATIONS, environment=NAMES, message=st.just("exited")),
         kind("stage", iteration=ITERATIONS, stage=st.sampled_from(["collect", "update"])),
         kind("stage", iteration=ITERATIONS, stage=st.just("merge"), rows=st.integers(0, 99), digest=st.none() | NAMES),
@@ -69,7 +73,7 @@ def test_progress_does_not_depend_on_how_the_journal_is_read(records, cut):
 def test_progress_is_sound_after_any_records(records):
     """Whatever came before, the facts that are derived can be asked for, and fit the records."""
     progress = Progress.of(records)
-    assert progress.nan_rewards >= sum(record["nan_rewards"] for record in progress.ranks.values()) >= 0
+    assert progress.nan_rewards >= sum(record.get("nan_rewards", 0) for record in progress.ranks.values()) >= 0
     assert progress.rows == sum(record["rows"] for record in progress.merges.values())
     assert progress.stage in (*STAGES, None)
     assert (progress.reward is None) == (progress.best(">") is None) == (not progress.rewards)
@@ -128,13 +132,10 @@ def test_an_extension_changes_only_what_it_names():
 
 
 def test_a_configuration_stays_until_the_next_one():
-    """What set_next_config set last holds from the next iteration on, for all later ones."""
-    first, second = ({"kind": "config", "iteration": 0, "config": {"update": {"args": [k]}}} for k in (1, 2))
-    checkpoints = [{"kind": "checkpoint", "iteration": k} for k in range(3)]
-    assert Progress.of([first]).config is None, "not for the iteration under way"
-    assert Progress.of([first, second, checkpoints[0]]).config == second["config"]
-    assert Progress.of([first, checkpoints[0], checkpoints[1], second]).config == first["config"]
-    assert Progress.of([first, checkpoints[0], second, *checkpoints[1:]]).config == second["config"]
+    """What set_next_config set holds for all later iterations; None, on record, takes it back."""
+    records = [{"kind": "checkpoint", "iteration": 0, "config": {"update": None}}]
+    assert Progress.of([*records, {"kind": "checkpoint", "iteration": 1}]).config == {"update": None}
+    assert Progress.of([*records, {"kind": "checkpoint", "iteration": 1, "config": None}]).config is None
 
 
 def test_the_best_reward_is_the_criterions():
@@ -151,3 +152,33 @@ def test_the_best_reward_of_an_equality_is_the_nearest():
     progress = Progress(run={"threshold": 10.0}, rewards=[(0, 4.0), (1, 11.0), (2, 30.0)])
     assert progress.best("==") == (1, 11.0)
     assert progress.best("=", before=1) == (0, 4.0)
+
+
+def collected(iteration: int, seconds: float = 1.0, **missing: str) -> dict:
+    return {"kind": "stage", "stage": "collect", "iteration": iteration, "seconds": seconds, "missing": missing}
+
+
+def test_who_is_missing_late_and_discarded():
+    """Misses count in a row until a shard comes; a late one is late until it is taken or discarded, and counts once."""
+    progress = Progress.of([collected(0, a="failed", b="late"), {"kind": "checkpoint", "iteration": 0}])
+    assert (progress.missing, progress.misses, progress.late) == (
+        *({"a": "failed", "b": "late"}, {"a": [0]}, {"b": 0}),
+    )
+    for record in (collected(1, a="failed", b="late"), collected(1, a="failed", b="late")):  # once more, after damage
+        progress.apply(record)
+    assert (progress.misses, progress.late) == ({"a": [0, 1]}, {"b": 0})
+    progress.apply({"kind": "rank", "environment": "a", "iteration": 1, "rows": 1, "seconds": 2.0})
+    progress.apply({"kind": "rank", "environment": "b", "iteration": 1, "rows": 1, "lag": 1})
+    assert (progress.misses, progress.late, progress.admitted) == ({}, {}, 1)
+    progress.apply({"kind": "damaged", "environment": "b", "iteration": 1})
+    assert progress.admitted == 0
+    progress.apply(collected(1, b="late"))
+    progress.apply({"kind": "discarded", "environment": "b", "iteration": 1})
+    assert (progress.late, progress.discarded) == ({}, 1)
+
+
+def test_how_long_something_takes_is_the_longest_of_the_last_times():
+    """What took long once is forgotten after three times; of what never ended nobody knows."""
+    progress = Progress.of([collected(k, seconds) for k, seconds in enumerate((9.0, 2.0, 3.0, 1.0))])
+    assert progress.expected_s("collect") == 3.0
+    assert (progress.expected_s("merge"), progress.expected_s("collect", "a")) == (None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rose_hpc import attempts, publishing, retention, rundir
+from rose_hpc.patience import Patience
 from rose_hpc.progress import Progress
 from rose_hpc.workflow import Criterion, Environment, Retention, Work, Workflow
 
@@ -75,6 +77,14 @@ def test_banks_that_the_window_needs_stay(done, keep, window):
         kept -= set(retention.expired_banks(flow, progress_of([1.0] * (k + 1)), k, sweep=False))
     assert needed | asked <= kept
     assert kept == set(range(done)) - set(retention.expired_banks(flow, progress, done - 1, sweep=True))
+
+
+def test_policies_that_a_late_environment_uses_stay():
+    """With a policy lag of two, a rank that began two iterations ago still finds the policy it was given."""
+    patience = Patience(min_environments=1, deadline_s=1, max_policy_lag=2)
+    flow = replace(workflow(Retention(policies=1), operator=None), patience=patience)
+    dropped = retention.expired_policies(flow, progress_of([0.0] * 6), 5, sweep=True)
+    assert dropped == [1, 2]  # the best is 0; who began in iteration 4 may still run in 6, and uses policy 3
 
 
 @pytest.fixture

@@ -216,3 +216,24 @@ def test_a_lost_node_lets_the_next_through():
         await crowd.end()
 
     asyncio.run(scenario())
+
+
+def test_a_node_that_is_avoided_is_given_only_where_there_is_no_other():
+    """Who avoids a node waits for another that could hold it; where none could, it gets the one there is."""
+
+    async def main():
+        slots = Slots()
+        slots.add("good", 2)
+        slots.add("bad", 4)
+        other = await slots.take(Request(1))
+        assert other.nodes == ("good",)
+        waiting = asyncio.create_task(slots.take(Request(2, avoid=frozenset({"bad"}))))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        slots.give(other)
+        assert (await waiting).nodes == ("good",)
+        assert (await slots.take(Request(3, avoid=frozenset({"bad"})))).nodes == ("bad",)
+        slots.remove("good")
+        assert (await slots.take(Request(1, avoid=frozenset({"bad"})))).nodes == ("bad",)
+
+    asyncio.run(main())
