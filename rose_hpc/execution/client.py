@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from rose_hpc.errors import EngineError
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import GRACE_S
+from rose_hpc.execution.frames import pack
 
 OnStart = Callable[[], None]
 Answer = tuple[Outcome, bytes]
@@ -30,24 +30,42 @@ class Client:
         self.gone = asyncio.Event()
         self.groups: dict[str, int] = {}
         self._pending: dict[str, tuple[asyncio.Future[Answer], OnStart | None]] = {}
+        self._outbox: list[tuple[str, bytes]] = []  # what was posted, each with the attempt it begins, if it does
 
     def __str__(self) -> str:
         return self.node  # among nodes with equally many free cores, the first by name is taken
 
-    async def _send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
+    def _write(self, data: bytes) -> bool:
+        """Send what :func:`rose_hpc.execution.frames.pack` made; whether there is a connection."""
         raise NotImplementedError
+
+    def post(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Send a message, together with all others that are posted in this turn of the event loop."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        run = message["attempt"]["id"] if message["op"] == "run" else ""
+        self._outbox.append((run, pack(message, payload)))
+
+    def _flush(self) -> None:
+        posted, self._outbox = self._outbox, []
+        if not self._write(posted[0][1] if len(posted) == 1 else b"".join(data for _, data in posted)):
+            for identifier, _ in posted:
+                self.lose_one(identifier, "its node could not be reached")
 
     async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> Answer:
         """Carry out an attempt; cancelling this ends the attempt first (TERM, and KILL 3 s later)."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.post({"op": "run", "attempt": attempt.to_json()}, payload)
         self._pending[attempt.id] = (answer, on_start)
         try:
-            await self._send({"op": "run", "attempt": attempt.to_json()}, payload)
-            return await asyncio.shield(answer)
+            return await answer
         except asyncio.CancelledError:
-            await self._send({"op": "cancel", "id": attempt.id})
-            with suppress(asyncio.CancelledError, TimeoutError, EngineError):
-                await asyncio.wait_for(asyncio.shield(answer), GRACE_S + 1)
+            if attempt.id in self._pending:
+                ended: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+                self._pending[attempt.id] = (ended, None)
+                self.post({"op": "cancel", "id": attempt.id})
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([ended], timeout=GRACE_S + 1)
             raise
 
     def lose_one(self, identifier: str, why: str) -> None:

@@ -1,12 +1,12 @@
 """Messages between driver, supervisor and host: a JSON object, and bytes that may go with it.
 
-On the wire: two unsigned 32-bit lengths in network order (JSON, payload), then both. The sockets are pairs made by
-the parent for its own child, so both ends are ours; only over them do pickled functions and values travel.
+On the wire: two unsigned 32-bit lengths in network order (JSON, payload), then both. A message of ZeroMQ is any number
+of them. Pickled functions and values travel only so: over socket pairs made by the parent for its own child, and over
+ZeroMQ's authenticated connections.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
@@ -34,19 +34,43 @@ class Unpacker:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
+    @property
+    def rest(self) -> int:
+        """Bytes of a frame that is not whole."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> list[Frame]:
         """Take what was read; return the frames that are now whole."""
         self._buffer += data
         frames: list[Frame] = []
-        while len(self._buffer) >= _LENGTHS.size:
-            body, payload = _LENGTHS.unpack_from(self._buffer)
-            end = _LENGTHS.size + body + payload
-            if len(self._buffer) < end:
+        start = 0
+        while len(self._buffer) - start >= _LENGTHS.size:
+            body, payload = _LENGTHS.unpack_from(self._buffer, start)
+            middle = start + _LENGTHS.size + body
+            if len(self._buffer) < middle + payload:
                 break
-            start = _LENGTHS.size
-            frames.append((json.loads(self._buffer[start : start + body]), bytes(self._buffer[start + body : end])))
-            del self._buffer[:end]
+            frames.append(
+                (
+                    json.loads(self._buffer[start + _LENGTHS.size : middle]),
+                    bytes(self._buffer[middle : middle + payload]),
+                )
+            )
+            start = middle + payload
+        del self._buffer[:start]
         return frames
+
+
+def unpack(data: bytes) -> list[Frame]:
+    """The frames that ``data`` consists of.
+
+    Raises:
+        ValueError: it does not consist of whole frames.
+    """
+    unpacker = Unpacker()
+    frames = unpacker.feed(data)
+    if unpacker.rest:
+        raise ValueError(f"{unpacker.rest} bytes are no whole frame")
+    return frames
 
 
 def receive(sock: socket.socket) -> Frame | None:
@@ -70,13 +94,3 @@ def _exactly(sock: socket.socket, size: int) -> bytes | None:
             return None
         got += n
     return bytes(data)
-
-
-async def read_frame(reader: asyncio.StreamReader) -> Frame | None:
-    """The next frame of a stream; None when the peer is gone."""
-    try:
-        body, payload = _LENGTHS.unpack(await reader.readexactly(_LENGTHS.size))
-        data = await reader.readexactly(body + payload)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-    return json.loads(data[:body]), data[body:]

@@ -25,6 +25,7 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from rose_hpc.execution.client import Client
+from rose_hpc.execution.frames import pack, unpack
 from rose_hpc.execution.remote import BEAT_S
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 SILENCE_S = 20.0
 #: a silent one that cannot be reached either has this long to connect again: its process, not its node, is gone
 UNREACHABLE_S = 6.0
+#: messages taken at once before others in the event loop have their turn
+_AT_ONCE = 256
 _SIOCGIFADDR = 0x8915
 
 
@@ -53,10 +56,8 @@ class RemoteClient(Client):
         """It lives."""
         self.silent_s = self.unreachable_s = 0.0
 
-    async def _send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
-        known = self.identity in self._hub.clients
-        if not (known and await self._hub.send(self.identity, message, payload)) and message["op"] == "run":
-            self.lose_one(message["attempt"]["id"], "its node could not be reached")
+    def _write(self, data: bytes) -> bool:
+        return self.identity in self._hub.clients and self._hub.send(self.identity, data)
 
 
 class Hub:
@@ -76,9 +77,10 @@ class Hub:
         self._joined = joined
         self._lost = lost
         self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._socket: zmq.Socket[bytes] | None = None
         self._authenticator: AsyncioAuthenticator | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._draining: asyncio.Handle | None = None
 
     async def start(self, facts: Mapping[str, Any]) -> None:
         """Listen, and write the keys' file; ``facts`` (plain data) go into it for the supervisors."""
@@ -87,8 +89,9 @@ class Hub:
         self._authenticator = AsyncioAuthenticator(self._context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback(credentials_provider=_Only(client_public))
-        router = self._context.socket(zmq.ROUTER)
+        router = zmq.Socket(self._context, zmq.ROUTER)  # a plain one: asyncio's makes a future of every message
         router.linger = 0
+        router.sndhwm = router.rcvhwm = 0  # an attempt is one message: there are never more than attempts
         router.curve_server = True
         router.curve_secretkey, router.curve_publickey = server_secret, server_public
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -107,38 +110,58 @@ class Hub:
         fd = os.open(self.keys, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w") as file:
             json.dump(secret, file)
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
+        asyncio.get_running_loop().add_reader(int(router.getsockopt(zmq.FD)), self._drain)
+        self._watching = asyncio.create_task(self._watch())
+        self._drain()
 
-    async def send(self, identity: bytes, message: Mapping[str, Any], payload: bytes) -> bool:
-        """To one supervisor; False when there is no connection to it."""
+    def send(self, identity: bytes, data: bytes) -> bool:
+        """Packed messages to one supervisor; False when there is no connection to it."""
         if self._socket is None:
             return False
         try:
-            await self._socket.send_multipart([identity, json.dumps(message).encode(), payload])
+            self._socket.send_multipart([identity, data], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             log.info("a message to %s was not sent: %s", identity.decode(errors="replace"), error)
             return False
+        finally:
+            self._look_again()  # what came while we sent is not told of any more
         return True
 
-    async def _listen(self) -> None:
-        assert self._socket is not None  # noqa: S101 - start() made it
-        while True:
-            identity, body, payload = await self._socket.recv_multipart()
-            message = json.loads(body)
-            client = self.clients.get(identity)
-            if message["op"] == "join" and client is None:
-                client = RemoteClient(self, identity, message)
-                self.clients[identity] = client
-                await self.send(identity, {"op": "welcome"}, b"")
-                self._joined(client)
-            elif client is None:
-                await self.send(identity, {"op": "end"}, b"")  # it was given up for lost, and its work begun elsewhere
-                continue
-            client.heard()
-            if message["op"] == "leave":
-                self.forget(client, f"node {client.node} was told to end: its job is cancelled, or its time is over")
-            elif message["op"] not in ("join", "beat"):
-                client.handle(message, payload)
+    def _look_again(self) -> None:
+        if self._socket is None or self._draining is not None:
+            return
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self._draining = asyncio.get_running_loop().call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Take what has come; ZeroMQ tells of it once, so all of it, but not more at a time than others can wait."""
+        self._draining = None
+        for _ in range(_AT_ONCE):
+            if self._socket is None:
+                return
+            try:
+                identity, data = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            for message, payload in unpack(data):
+                self._heard(identity, message, payload)
+        self._look_again()
+
+    def _heard(self, identity: bytes, message: Mapping[str, Any], payload: bytes) -> None:
+        client = self.clients.get(identity)
+        if message["op"] == "join" and client is None:
+            client = RemoteClient(self, identity, message)
+            self.clients[identity] = client
+            client.post({"op": "welcome"})
+            self._joined(client)
+        elif client is None:
+            self.send(identity, pack({"op": "end"}))  # it was given up for lost, and its work begun elsewhere
+            return
+        client.heard()
+        if message["op"] == "leave":
+            self.forget(client, f"node {client.node} was told to end: its job is cancelled, or its time is over")
+        elif message["op"] not in ("join", "beat"):
+            client.handle(message, payload)
 
     async def _watch(self) -> None:
         while True:
@@ -146,7 +169,7 @@ class Hub:
             for client in list(self.clients.values()):
                 # Counted, not measured: a loop that was busy for a minute has not listened for a minute
                 client.silent_s += BEAT_S
-                if client.silent_s > 2 * BEAT_S and not await self.send(client.identity, {"op": "beat"}, b""):
+                if client.silent_s > 2 * BEAT_S and not self.send(client.identity, pack({"op": "beat"})):
                     client.unreachable_s += BEAT_S
                 if client.silent_s > SILENCE_S:
                     self.forget(client, f"node {client.node} has not been heard of for {SILENCE_S:g} s")
@@ -162,14 +185,15 @@ class Hub:
     async def close(self) -> None:
         """Tell every supervisor to end, and stop listening; idempotent."""
         for client in list(self.clients.values()):
-            await self.send(client.identity, {"op": "end"}, b"")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            self.send(client.identity, pack({"op": "end"}))
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         for client in list(self.clients.values()):
             client.lose("the engine was shut down")
         self.clients.clear()
         if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(int(self._socket.getsockopt(zmq.FD)))
             self._socket.close(linger=500)
             self._socket = None
         if self._authenticator is not None:

@@ -7,29 +7,29 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rose_hpc.cores import available_cores
 from rose_hpc.errors import EngineError
+from rose_hpc.execution.attempt import Attempt
 from rose_hpc.execution.backend import AttemptBackend
 from rose_hpc.execution.child import GRACE_S, python_argv
-from rose_hpc.execution.client import Client
-from rose_hpc.execution.frames import pack, read_frame
+from rose_hpc.execution.client import Answer, Client, OnStart
+from rose_hpc.execution.frames import Unpacker
 
 log = logging.getLogger(__name__)
 
 
-class LocalSupervisor(Client):
+class LocalSupervisor(Client, asyncio.Protocol):
     """A supervisor that is our child, at the other end of a socket pair: when we are gone, so is its socket."""
 
     def __init__(self) -> None:
         super().__init__()
         self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._unpacker = Unpacker()
+        self._why = "its supervisor died"
 
     async def start(self) -> None:
         """Start it."""
@@ -41,42 +41,52 @@ class LocalSupervisor(Client):
                 stdout=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
             )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._reading = asyncio.create_task(self._read(reader), name="rose_hpc supervisor")
-        await self._send({"op": "hello", "path": search_path(), "service": True})
+        self._transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
+        self.post({"op": "hello", "path": search_path(), "service": True})
 
-    async def _send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
-        if self._writer is None or self._reading is None or self._reading.done():
+    async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> Answer:
+        """As :meth:`Client.run`.
+
+        Raises:
+            EngineError: when it is not running.
+        """
+        if self._transport is None or self.gone.is_set():
             raise EngineError(
                 "the supervisor of this engine is not running", hint="start a new engine, and resume the run"
             )
-        self._writer.write(pack(message, payload))
-        with suppress(ConnectionError):  # the reading side sees it too, and says so to everyone who waits
-            await self._writer.drain()
+        return await super().run(attempt, payload, on_start)
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        while (frame := await read_frame(reader)) is not None:
-            self.handle(*frame)
+    def _write(self, data: bytes) -> bool:
+        if self._transport is None or self._transport.is_closing():
+            return False  # whoever waits has been told
+        self._transport.write(data)
+        return True
+
+    def data_received(self, data: bytes) -> None:
+        """Asyncio's: it said something."""
+        for message, payload in self._unpacker.feed(data):
+            self.handle(message, payload)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Asyncio's: it has gone, or was told to."""
         for group in self.groups.values():  # what it had started and can end no more
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, 9)
-        self.lose("its supervisor died")
+        self.lose(self._why)
 
     async def close(self) -> None:
         """End it and all it started, in bounded time; idempotent."""
         process, self._process = self._process, None
-        if process is None or self._writer is None or self._reading is None:
+        if process is None or self._transport is None:
             return
-        self._writer.close()  # it sees the end of its socket, and ends everything
+        self._why = "the engine was shut down"
+        self._transport.close()  # it sees the end of its socket, and ends everything
         try:
             await asyncio.wait_for(process.wait(), GRACE_S)
         except TimeoutError:
             process.kill()
             await process.wait()
-        self.lose("the engine was shut down")
-        self._reading.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._reading
+        self.lose(self._why)
 
 
 class EmbeddedExecutionBackend(AttemptBackend):

@@ -17,6 +17,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from rose_hpc.execution.frames import Frame, pack, unpack
 from rose_hpc.execution.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Link:
         join = {"op": "join", "node": node, "cores": self.facts["cores_per_node"], "gpus": visible_gpus(os.environ)}
         for endpoint in filter(_answers, self.facts["endpoints"]):
             self._open(endpoint)
-            self.send(join)
+            self.send(pack(join))
             if self.socket.poll(int(WELCOME_S * 1000)):
                 return
             self.socket.close(linger=0)
@@ -66,6 +67,7 @@ class Link:
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.identity = self._identity
         self.socket.linger = 1000
+        self.socket.sndhwm = self.socket.rcvhwm = 0
         self.socket.curve_serverkey = self.facts["server"].encode()
         self.socket.curve_publickey = self.facts["public"].encode()
         self.socket.curve_secretkey = self.facts["secret"].encode()
@@ -79,17 +81,16 @@ class Link:
         """What to wait for; it tells of an edge, so look whether there is more after everything that was done."""
         return int(self.socket.getsockopt(zmq.FD))
 
-    def send(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
-        """To the driver."""
-        self.socket.send_multipart([json.dumps(message).encode(), payload])
+    def send(self, data: bytes) -> None:
+        """To the driver: what :func:`rose_hpc.execution.frames.pack` made, of any number of messages."""
+        self.socket.send(data)
 
-    def receive(self) -> list[tuple[dict[str, Any], bytes]]:
+    def receive(self) -> list[Frame]:
         """Whatever has come."""
-        messages = []
+        frames = []
         while self.socket.poll(0):
-            body, payload = self.socket.recv_multipart()
-            messages.append((json.loads(body), payload))
-        return messages
+            frames += unpack(self.socket.recv())
+        return frames
 
     def close(self) -> None:
         """Once what was said last is on its way, for at most a second."""
@@ -142,21 +143,21 @@ def serve(keys: Path) -> None:
             elif message["op"] not in ("welcome", "beat"):
                 supervisor.handle(message, payload)
         told = [entry for entry in news if not _doubtful(*entry)]
-        for entry in told:
-            news.remove(entry)
-            link.send(*entry[1:])
+        if told:
+            news[:] = [entry for entry in news if entry not in told] if len(told) < len(news) else []
+            link.send(b"".join(pack(report, value) for _, report, value in told))
 
     def tick() -> None:
         nonlocal last_beat
         if ending:
-            link.send({"op": "leave"})
+            link.send(pack({"op": "leave"}))
             supervisor.kill_everything()
         elif link.driver_is_gone():
             log.error("the driver is gone: ending")
             supervisor.kill_everything()
         elif time.monotonic() - last_beat > BEAT_S:
             last_beat = time.monotonic()
-            link.send({"op": "beat"})
+            link.send(pack({"op": "beat"}))
 
     supervisor.selector.register(link.fd, selectors.EVENT_READ, drain)
     supervisor.after_round = drain
