@@ -1,6 +1,7 @@
 # make demo    train CartPole through the real loop: the first thing to try
 # make test    every check: style, types, tests
 # make lint    style and types alone
+# make torture the long form of the fault campaign: an hour or two, in parts (PARTS=kills), resumed where it was
 # make bench   every benchmark, one after the other
 # make clean   remove what was built and installed here; runs/ stays
 #
@@ -9,6 +10,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+PARTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.installed-dev
@@ -16,7 +18,7 @@ NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"$$/\1/p' pyproject.toml
 SHELL_SCRIPTS := .ci/run $(wildcard jobscripts/*.sbatch tests/support/*.sh)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test packages lint style types tests bench clean
+.PHONY: demo test packages lint style types tests torture bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-cartpole
@@ -46,6 +48,9 @@ types: $(DEV)
 
 tests: $(DEV)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+torture: packages $(DEV)
+	$(BIN)/python tests/faults/campaign $(PARTS)
 
 bench: $(DEV)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

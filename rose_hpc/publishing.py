@@ -7,6 +7,7 @@ overwrite its repetition.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
@@ -17,6 +18,8 @@ from rose_hpc import failpoints
 from rose_hpc.errors import RunError
 
 _CHUNK = 4 * 1024 * 1024
+#: Linux: share the blocks of another file (Btrfs, XFS, bcachefs, NFS 4.2)
+_FICLONE = 0x40049409
 
 
 def fsync_path(path: Path) -> None:
@@ -118,9 +121,18 @@ def copy_tree(source: Path | None, target: Path) -> None:
         if path.is_dir():
             copy.mkdir()
         else:
-            shutil.copyfile(path, copy)
+            copy_file(path, copy)
             failpoints.hit("copy-file-copied")
             copy.chmod(stat.S_IMODE(path.stat().st_mode) | 0o200)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes; where the file system can, without moving them (a reflink)."""
+    with open(source, "rb") as given, open(target, "wb") as taken:
+        try:
+            fcntl.ioctl(taken, _FICLONE, given.fileno())
+        except OSError:
+            shutil.copyfileobj(given, taken, _CHUNK)
 
 
 def remove(path: Path) -> None:

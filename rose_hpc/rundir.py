@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,10 +134,21 @@ def check_path(path: Path) -> Path:
     return path
 
 
-def create(name: str, run_dir: Path | None = None, config: bytes | None = None) -> RunDir:
-    """Make the directory of a new run, with an empty journal: ``<runs>/<name>-<4 hex digits>``, or ``run_dir`` itself.
+def create(
+    name: str,
+    run_dir: Path | None = None,
+    config: bytes | None = None,
+    fill: Callable[[RunDir], bytes] = lambda run: b"",
+) -> RunDir:
+    """Make the directory of a new run: ``<runs>/<name>-<4 hex digits>``, or ``run_dir`` itself.
 
     The configuration is there before the journal that makes it a run: killed in between, it is no run yet.
+
+    Args:
+        name: what its directory is called.
+        run_dir: the directory itself.
+        config: its configuration.
+        fill: puts in what else there is from the beginning, and gives the journal.
 
     Raises:
         UsageError: when ``run_dir`` has something in it.
@@ -159,7 +171,10 @@ def create(name: str, run_dir: Path | None = None, config: bytes | None = None) 
             if config is not None:
                 write_file(run.config, config)
             failpoints.hit("run-config-written")
-            run.journal.touch()
+            if journal := fill(run):
+                write_file(run.journal, journal)
+            else:
+                run.journal.touch()
             failpoints.hit("run-journal-made")
             return run
     except OSError as error:

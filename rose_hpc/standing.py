@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rose_hpc import ownership
+from rose_hpc.disk import disk_use, in_words
 from rose_hpc.journal import read_journal
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
@@ -51,8 +52,8 @@ def standing(run: RunDir) -> dict[str, Any]:
     return standing_of(Sight.of(run), NOT_ASKED)
 
 
-def standing_of(sight: Sight, queue: Queue) -> dict[str, Any]:
-    """The same, with what Slurm said."""
+def standing_of(sight: Sight, queue: Queue, *, disk: bool = False) -> dict[str, Any]:
+    """The same, with what Slurm said; and how much of the disk the run takes, if that is asked for."""
     run, records, progress = sight.run, sight.records, sight.progress
     facts = progress.run
     verdict = view.decide(progress, progress.end is None and ownership.owner_lives(run), sight.jobs, queue)
@@ -84,6 +85,7 @@ def standing_of(sight: Sight, queue: Queue) -> dict[str, Any]:
         "missing": progress.missing,
         "late": progress.late,
         "late_shards": {"admitted": progress.admitted, "discarded": progress.discarded},
+        "disk": asdict(disk_use(run.path)) if disk else None,
         "ranks": view.ranks(run, progress) if state == "running" else None,
         "jobs": list(dict.fromkeys(job for job in (*_driven(progress), *(each["job"] for each in jobs)) if job)),
         "slurm": jobs,
@@ -124,6 +126,9 @@ def describe(facts: dict[str, Any]) -> str:
         "best policy": facts["best_policy"] or "none yet",
         "updated": _ago(facts["updated"]),
     }
+    if facts["disk"]:
+        least = "" if facts["disk"]["complete"] else "at least "
+        lines["disk"] = f"{least}{in_words(facts['disk']['bytes'])} in {facts['disk']['files']:,} files"
     if facts["ranks"] and facts["stage"] == "collect":
         lines["ranks"] = "{running} running, {done} done, of {all}".format(**facts["ranks"])
     if trouble := _trouble(facts):

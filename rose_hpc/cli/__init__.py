@@ -27,6 +27,8 @@ _COMMANDS = {
     "logs": "Show what ranks and stages printed.",
     "cancel": "End a run's jobs and driver, and nothing else.",
     "resume": "Go on with a run that stopped, or extend one.",
+    "drill": "Kill a short training in every way, and compare.",
+    "gc": "Remove what a run need not keep.",
     "report": "Write a page about a run: rewards, timeline, speed, failures.",
     "doctor": "Check what this machine and its Slurm have.",
     "inspect": "Show what a shard, a bank or a run holds.",

@@ -38,21 +38,42 @@ class Changes:
 @options.max_iterations
 @options.sets
 @options.engine
+@click.option(
+    "--from-iteration",
+    type=click.IntRange(min=0),
+    metavar="K",
+    help="Make a new run, at --run-dir, that goes on at iteration K of this one.",
+)
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="The directory of the run that --from-iteration makes."
+)
 @click.option("--here", is_flag=True, help="Go on in this process, though the run was submitted.")
 @click.pass_context
 def command(
-    ctx: click.Context, run: Path, max_iterations: int | None, sets: tuple[str, ...], engine: str, here: bool
+    ctx: click.Context,
+    run: Path,
+    max_iterations: int | None,
+    sets: tuple[str, ...],
+    engine: str,
+    from_iteration: int | None,
+    run_dir: Path | None,
+    here: bool,
 ) -> None:
     """Go on with a run where its journal ends; with new limits, also with one that is finished.
 
-    A run that was submitted goes on in a new job; a Python program is run again.
+    A run that was submitted goes on in a new job; a Python program is run again. With --from-iteration, a new run
+    branches off at an old checkpoint; unchanged, it does the same again.
 
     \b
     Example: rose-hpc resume runs/cartpole-7f3a --max-iterations 200
+             rose-hpc resume runs/cartpole-7f3a --from-iteration 20 --run-dir runs/other --set check.threshold=150
     """
     sight = Sight.of(rundir.find(run))
     changes = Changes(max_iterations, sets)
-    again = bool(sight.jobs) and not here and "SLURM_JOB_ID" not in os.environ
+    submitted = bool(sight.jobs)
+    if from_iteration is not None or run_dir is not None:
+        sight = _branch(sight, from_iteration, run_dir, sets)
+    again = submitted and not here and "SLURM_JOB_ID" not in os.environ
     _refuse_owned(sight.run, everywhere=again)
     if again:
         _submit_again(sight, changes)
@@ -90,6 +111,19 @@ def _refuse_owned(run: RunDir, *, everywhere: bool) -> None:
             f"{run.path} is being driven by process {owner.get('pid')} on {owner.get('host')}{job}",
             hint=f"see `{run.command('status')}`",
         )
+
+
+def _branch(sight: Sight, iteration: int | None, run_dir: Path | None, sets: tuple[str, ...]) -> Sight:
+    """The run that branches off."""
+    if iteration is None or run_dir is None:
+        raise UsageError(
+            "--from-iteration and --run-dir go together", hint="a run that goes on where it ended keeps its directory"
+        )
+    from rose_hpc.branch import branch
+    from rose_hpc.config import load_config
+
+    window = load_config(sight.run.config, sets=sets).merge.window if sight.run.config.exists() else None
+    return Sight.of(branch(sight.run, iteration, run_dir, window))
 
 
 def _has_nothing_left(sight: Sight) -> bool:

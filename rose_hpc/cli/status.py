@@ -22,7 +22,7 @@ def command(run: Path | None, as_json: bool) -> None:
     """
     if run is not None:
         sight = standing.Sight.of(rundir.find(run))
-        facts = standing.standing_of(sight, standing.ask_for([sight]))
+        facts = standing.standing_of(sight, standing.ask_for([sight]), disk=True)
         options.print_json(facts) if as_json else click.echo(standing.describe(facts))
         return
     sights = []

@@ -1,0 +1,44 @@
+"""The short form of the fault campaign; ``make torture`` runs the long one, and docs/campaign.md has its table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CAMPAIGN = Path(__file__).with_name("campaign")
+#: parts that run side by side, about as long as each other, and how many trials each has at least
+HALVES = ({"failpoints": 25, "clock": 14}, {"kills": 20, "drivers": 20, "sbatch": 25})
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[subprocess.Popen[str], Path]]]:
+    """Both halves under way: process and results of each part."""
+    running = {}
+    for number, half in enumerate(HALVES):
+        folder = tmp_path_factory.mktemp(f"half{number}")
+        results = folder / "results.jsonl"
+        command = [sys.executable, CAMPAIGN, *half, "--short", "--results", results, "--folder", folder]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        running |= dict.fromkeys(half, (process, results))
+    yield running
+    for process, _ in running.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("part", "least"), [item for half in HALVES for item in half.items()])
+def test_nothing_is_lost(halves, part: str, least: int):
+    """Whatever happens to a run, it goes on and ends as if nothing had happened (I1 to I7)."""
+    process, results = halves[part]
+    said, _ = process.communicate() if process.poll() is None else (results.read_text(), "")
+    outcomes: list[dict[str, Any]] = [json.loads(line) for line in results.read_text().splitlines()]
+    ours = [outcome for outcome in outcomes if outcome["part"] == part]
+    assert len(ours) >= least, said[-3000:]
+    assert [outcome for outcome in ours if outcome["violations"]] == []
