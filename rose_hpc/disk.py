@@ -29,7 +29,7 @@ class DiskUse:
 
 
 def disk_use(folder: Path, most_s: float = _MOST_S, most_files: int = _MOST_FILES) -> DiskUse:
-    """Count what is under ``folder``, for ``most_s`` seconds and ``most_files`` files at most. Links are not followed."""
+    """Count what is under ``folder``, for so many seconds and files at most. Links are not followed."""
     end = time.monotonic() + most_s
     size = files = 0
     waiting = deque([str(folder)])

@@ -143,8 +143,7 @@ class Drill:
         run = RunDir(self.folder / "disturbed")
         processes: Processes | None = None
         for blow in BLOWS:
-            processes = processes or self._start(run)
-            if not self._come_to(run, blow.stage, processes):
+            if (processes := self._come_to(run, blow.stage, processes)) is None:
                 self.say(f"the run was at its end before: {blow.name}")
                 break
             happened = self._strike(run, blow, processes)
@@ -159,24 +158,33 @@ class Drill:
                 processes = None
         for _ in range(3):
             code = self._wait(processes or self._start(run))
+            processes = None
             if code in _ENDED:
                 return run
-            processes = None
         report.lost.append(f"the run does not end any more: exit code {code}; see {run.path}.log")
         return run
 
-    def _come_to(self, run: RunDir, stage: str, processes: Processes) -> bool:
-        """Wait until the driver works at that stage, or is past it; False when it ends before."""
+    def _come_to(self, run: RunDir, stage: str, processes: Processes | None) -> Processes | None:
+        """Wait until a driver works at that stage, or is past it; None when the run is at its end before.
+
+        Args:
+            run: the run.
+            stage: which.
+            processes: of the driver under way; None: there is none. One that failed is followed by the next.
+        """
         end = time.monotonic() + self.timeout_s
+        processes = processes or self._start(run)
         first = _position(run, stage)
         while not _is_at(run, first, processes):
-            if processes.driver.poll() is not None:
-                return False
+            if (code := processes.driver.poll()) is not None:
+                if code in _ENDED:
+                    return None
+                processes = self._start(run)
             if time.monotonic() > end:
                 self._end(processes)
                 raise EngineError(f"a driver did not come to {stage} in {self.timeout_s:.0f} s", hint=self._hint)
             time.sleep(_LOOK_S)
-        return True
+        return processes
 
     def _strike(self, run: RunDir, blow: Blow, processes: Processes) -> Happened:
         """Strike, and see the driver end or, where it may, go on."""

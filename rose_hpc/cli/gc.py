@@ -29,9 +29,7 @@ def command(run: Path, dry_run: bool, as_json: bool) -> None:
     garbage = find(found) if dry_run else collect(found)
     size = sum(each.bytes for each in garbage if not each.problem)
     if as_json:
-        removed = [
-            {"path": found.relative(each.path), "bytes": each.bytes, "problem": each.problem} for each in garbage
-        ]
+        removed = [{"path": found.relative(e.path), "bytes": e.bytes, "problem": e.problem} for e in garbage]
         options.print_json({"run": str(found.path), "dry_run": dry_run, "bytes": size, "removed": removed})
         return
     for each in garbage:
