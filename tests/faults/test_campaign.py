@@ -17,19 +17,19 @@ HALVES = ({"failpoints": 25, "clock": 14}, {"kills": 20, "drivers": 20, "sbatch"
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[subprocess.Popen[str], Path]]]:
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], Path]]]:
     """Both halves under way: process and results of each part."""
     running = {}
     for number, half in enumerate(HALVES):
         folder = tmp_path_factory.mktemp(f"half{number}")
         results = folder / "results.jsonl"
         command = [sys.executable, CAMPAIGN, *half, "--short", "--results", results, "--folder", folder]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         running |= dict.fromkeys(half, (process, results))
     yield running
     for process, _ in running.values():
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.mark.timeout(900)
@@ -37,8 +37,8 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
 def test_nothing_is_lost(halves, part: str, least: int):
     """Whatever happens to a run, it goes on and ends as if nothing had happened (I1 to I7)."""
     process, results = halves[part]
-    said, _ = process.communicate() if process.poll() is None else (results.read_text(), "")
+    assert process.wait() in (0, 1)
     outcomes: list[dict[str, Any]] = [json.loads(line) for line in results.read_text().splitlines()]
     ours = [outcome for outcome in outcomes if outcome["part"] == part]
-    assert len(ours) >= least, said[-3000:]
     assert [outcome for outcome in ours if outcome["violations"]] == []
+    assert len(ours) >= least

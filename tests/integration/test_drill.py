@@ -33,10 +33,10 @@ def test_nothing_is_lost(folder: Path) -> None:
 def test_what_a_script_counts_itself_is_lost(folder: Path) -> None:
     """A script that behaves otherwise when it is repeated is found: exit 1, the iteration named, the runs kept."""
     counts = """
-        import os, pathlib, time
-        time.sleep(0.3)
+        import os, time
         with open(os.environ["ROSE_HPC_RUN"] + "/tries", "a") as file:
             file.write("x")
+        time.sleep(0.3)
     """
     update = """
         import os, pathlib

@@ -84,6 +84,7 @@ class Zygote:
     def __init__(self, **env: str) -> None:
         self._drivers: dict[int, Driver] = {}
         self._forked: list[int] = []
+        self._ended: dict[int, int] = {}
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -105,7 +106,10 @@ class Zygote:
             if not self.listen(60):
                 raise TimeoutError("the zygote does not answer")
         driver = Driver(self, self._forked.pop(), out)
-        self._drivers[driver.pid] = driver
+        if driver.pid in self._ended:
+            driver.code = self._ended.pop(driver.pid)
+        else:
+            self._drivers[driver.pid] = driver
         return driver
 
     def listen(self, seconds: float) -> bool:
@@ -121,8 +125,10 @@ class Zygote:
             said = json.loads(line)
             if "pid" in said:
                 self._forked.append(said["pid"])
-            elif said["ended"] in self._drivers:
-                self._drivers.pop(said["ended"]).code = said["code"]
+            elif (driver := self._drivers.pop(said["ended"], None)) is not None:
+                driver.code = said["code"]
+            else:  # so quickly that nobody has heard of it yet
+                self._ended[said["ended"]] = said["code"]
         return True
 
     def close(self) -> None:
