@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import invariants
 import torture
 from cells import Cell, Part
 from tiny import Tiny
@@ -109,6 +110,32 @@ def submitted(trial: Trial, arguments: Arguments) -> None:
     trial.finish("resume", trial.run, "--engine", "embedded", **slurm, SLURM_JOB_ID=next(iter(jobs)))
 
 
+def finished_elsewhere(trial: Trial) -> None:
+    """Another run of the same training, at its end."""
+    driver = trial.start("run", trial.torture.project(trial.tiny), "--run-dir", trial.folder / "source")
+    if driver.wait(torture.PATIENCE_S) not in ENDED:
+        raise RuntimeError(driver.stderr)
+
+
+def branching(trial: Trial) -> Arguments:
+    """How a run branches off from it."""
+    return "resume", trial.folder / "source", "--from-iteration", 2, "--run-dir", trial.run
+
+
+def branched(trial: Trial, arguments: Arguments) -> None:
+    """What is half made is made anew, what is made goes on; it ends as its source did."""
+    for _ in range(6):
+        made = (trial.run / "journal.jsonl").exists()
+        if not made and trial.run.exists():
+            shutil.rmtree(trial.run)
+        if trial.settle(trial.start(*(("resume", trial.run) if made else arguments))) in ENDED:
+            break
+    undisturbed = trial.torture.undisturbed(trial.tiny)
+    wanted = {key: value for key, value in undisturbed.items() if key != "files"}  # older policies stay with the source
+    trial.violations += invariants.differences(invariants.essence(trial.run), wanted)
+    trial.violations += invariants.left_over(trial.run)
+
+
 def scripted_slurm(trial: Trial) -> Mapping[str, str]:
     """A Slurm of files."""
     home = trial.folder / "slurm"
@@ -128,6 +155,7 @@ SCENARIOS = {
     "an extended run": Scenario(Tiny("config", iterations=2), finished_early, further),
     "a damaged shard": Scenario(Tiny("config", iterations=2), a_shard_was_damaged),
     "an environment that fails": Scenario(Tiny("config", iterations=2), env=fails_once),
+    "a branch": Scenario(Tiny("config", window=2), finished_elsewhere, branching, after=branched),
     "a submitted run": Scenario(
         Tiny("config", iterations=2), arguments=submitting, env=scripted_slurm, after=submitted
     ),
@@ -181,7 +209,7 @@ class Failpoints:
                 arguments = scenario.arguments(trial)
                 if not torture.die_at(trial, point, count, *arguments, **scenario.env(trial)):
                     continue
-                if seed % 2 and arguments[:1] != ("submit",):
+                if seed % 2 and chosen not in ("a submitted run", "a branch"):
                     self._die_again(trial, rng, arguments)
                 scenario.after(trial, arguments)
                 return [f"{chosen}, {count}: {violation}" for violation in trial.violations]
