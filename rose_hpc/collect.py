@@ -87,6 +87,10 @@ class Collect:
             raise self.tries.handing_over(round_.refusal)
         self._close(round_)
 
+    def look(self) -> None:
+        """Look at once what may still be begun."""
+        self._landed.put_nowait("")
+
     async def abandon(self, why: str) -> None:
         """End whoever is under way; of those who are late it is recorded."""
         flights, self._flights = self._flights, {}
@@ -191,7 +195,7 @@ class Collect:
 
     def _refuse(self, round_: _Round) -> None:
         """End who has not begun and shall not, because the run stops or the time is too short for it."""
-        if round_.fatal is None and time.monotonic() - round_.looked < _LOOK_S:
+        if round_.fatal is None and not self.tries.walltime.told and time.monotonic() - round_.looked < _LOOK_S:
             return  # not at each of a thousand ends
         round_.looked = time.monotonic()
         for name, flight in self._flights.items():

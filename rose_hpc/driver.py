@@ -8,13 +8,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from rose_hpc import failpoints, publishing, rundir
-from rose_hpc.errors import EngineError, Interrupted, RunError, UsageError
+from rose_hpc import failpoints, publishing, rundir, signals
+from rose_hpc.errors import EngineError, RunError, UsageError
 from rose_hpc.journal import read_journal
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
@@ -22,13 +21,8 @@ from rose_hpc.seeds import choose_seed
 
 if TYPE_CHECKING:
     from rose_hpc.config import Config
-    from rose_hpc.loop import Loop
     from rose_hpc.session import Observer, Session
     from rose_hpc.workflow import Workflow
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: the loops of this process, which a signal interrupts together (a program may run several learners at once)
-_interruptible: list[Loop] = []
 
 #: first line of a run's config.toml: the file it came from
 _ORIGIN = "# made from "
@@ -122,13 +116,8 @@ def drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str] = (
         Interrupted: it was told to stop.
     """
     logging.getLogger("radical.asyncflow").setLevel(logging.ERROR)  # it warns of every orderly end
-    for number in (signal.SIGTERM, signal.SIGHUP):  # until the loop has handlers of its own
-        signal.signal(number, _interrupt_start)
+    signals.before_the_loop()
     return asyncio.run(_drive(run, observers, changes, engine))
-
-
-def _interrupt_start(number: int, _frame: object) -> NoReturn:
-    raise Interrupted(f"interrupted by {signal.Signals(number).name} before anything was done")
 
 
 async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str], engine: str) -> int:
@@ -176,7 +165,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
         failpoints.hit("engine-started")
         loop = Loop(Stages(Tries(session, workflow, carrier)))
         done = session.progress.iteration
-        with interrupts(loop):  # also while everything is shut down: an impatient Ctrl-C must not break that off
+        with signals.interrupts(loop):  # also while everything is shut down: an impatient Ctrl-C must not break it off
             try:
                 async for _ in loop.iterations():
                     pass
@@ -209,11 +198,11 @@ async def _workflow_engine(backend: Any, run: RunDir) -> Any:
     from radical.asyncflow import WorkflowEngine
 
     # It installs handlers that would shut it down under our hands: what arrives meanwhile waits for our own handlers.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
     try:
         return await WorkflowEngine.create(backend, work_dir=str(run.scratch))
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
 
 
 def run_facts(workflow: Workflow, seed: int | None, source: str = "config") -> dict[str, Any]:
@@ -233,26 +222,3 @@ def run_facts(workflow: Workflow, seed: int | None, source: str = "config") -> d
         "operator": criterion.operator if criterion else None,
         "threshold": criterion.threshold if criterion else None,
     }
-
-
-@contextmanager
-def interrupts(loop: Loop) -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP interrupt the loop; asyncflow's own handlers would cancel it without a record."""
-    events = asyncio.get_running_loop()
-    _interruptible.append(loop)
-    try:
-        with suppress(RuntimeError, ValueError):  # not the main thread: its owner manages signals
-            for number in _SIGNALS:
-                events.add_signal_handler(number, _interrupt_all, number)
-        yield
-    finally:
-        _interruptible.remove(loop)
-        if not _interruptible:
-            for number in _SIGNALS:
-                events.remove_signal_handler(number)
-
-
-def _interrupt_all(number: signal.Signals) -> None:
-    for loop in list(_interruptible):
-        loop.session.warn(f"{number.name}: ending what runs")
-        loop.interrupt(f"interrupted by {number.name}; go on with `{loop.session.run.command('resume')}`")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from rose_hpc import rundir
-from rose_hpc.driver import interrupts, run_facts
+from rose_hpc.driver import run_facts
 from rose_hpc.errors import Interrupted, UsageError
 from rose_hpc.execution.engine import Engine
 from rose_hpc.loop import Loop
@@ -25,6 +25,7 @@ from rose_hpc.registration import F, Registering
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 from rose_hpc.session import Observer, Session, clear_scratch
+from rose_hpc.signals import interrupts
 from rose_hpc.stages import Stages
 from rose_hpc.states import IterationState, LearnerConfig
 from rose_hpc.tracking import TrackerBase

@@ -102,7 +102,7 @@ class Loop:
             why: in words.
             end: when this driver must have ended, if that is known (Unix seconds).
         """
-        self.walltime.told = self.walltime.told or why
+        self.stages.hand_over(why)
         if end is not None:
             self.walltime.ends(end)
             self._watch_walltime()

@@ -48,6 +48,11 @@ class Stages:
         """Run the environments."""
         await self._collect.run(iteration)
 
+    def hand_over(self, why: str) -> None:
+        """Begin nothing more."""
+        self.tries.walltime.told = self.tries.walltime.told or why
+        self._collect.look()
+
     async def abandon(self, why: str) -> None:
         """End whatever still runs for the run; it is over for this driver."""
         await self._collect.abandon(why)
