@@ -39,6 +39,7 @@ class Loop:
         self._alarm: asyncio.TimerHandle | None = None
         self._running: asyncio.Task[None] | None = None
         self._interrupt = ""
+        self._cut_off = False
 
     async def iterations(self) -> AsyncGenerator[int, dict[str, Any] | None]:
         """Yield every iteration once it is checked; ``asend`` the configuration that was set meanwhile, if any.
@@ -116,6 +117,7 @@ class Loop:
 
     def _time_is_up(self) -> None:
         stage, iteration = self.session.progress.stage, self.session.progress.iteration
+        self._cut_off = True
         why = f"the walltime is over, in {stage or 'the end'} of iteration {iteration}"
         if not self.walltime.worked:
             why += ", and nothing was completed in it: ask for more"
@@ -179,7 +181,8 @@ class Loop:
         await self.stages.abandon(f"the run ended: {verdict.state}")
         if progress.end is None:
             failpoints.hit("ending")
-            self.session.record("end", state=verdict.state, reason=verdict.reason, iteration=progress.iteration)
+            facts = {"state": verdict.state, "reason": verdict.reason, "iteration": progress.iteration}
+            self.session.record("end", **facts, **({"walltime": True} if self._cut_off else {}))
             failpoints.hit("end-recorded")
             self.session.journal.sync()
 

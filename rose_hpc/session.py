@@ -145,6 +145,8 @@ class Session:
                 self.record("extend", changes=list(changes), **differences)
                 failpoints.hit("session-extended")
         owner = {key: self.ownership._facts[key] for key in ("epoch", "host", "pid", "job")}
+        if (restart := os.environ.get("SLURM_RESTART_COUNT", "0")) != "0":  # the same job, requeued
+            owner["restart"] = int(restart)
         self.record("job", version=__version__, python=sys.version.split()[0], engine=engine, **owner)
         failpoints.hit("session-begun")
 

@@ -79,6 +79,8 @@ def command(
         _submit_again(sight, changes)
         return
     program = _program(sight)
+    if not changes:
+        _leave_if_idle(ctx, sight)
     if program is not None:
         if changes:
             raise UsageError(
@@ -95,11 +97,21 @@ def command(
     from rose_hpc import driver
     from rose_hpc.slurm.records import take_changes
 
-    if not changes and _has_nothing_left(sight):
-        click.echo(f"{sight.run.path} is finished: this job of its chain has nothing to do")
-        ctx.exit(driver.EXIT_CODES[str((sight.progress.end or {})["state"])])
     changed = driver.change_run(sight.run, sets, max_iterations) if changes else take_changes(sight.run)
     ctx.exit(driver.drive_shown(sight.run, changed, engine))
+
+
+def _leave_if_idle(ctx: click.Context, sight: Sight) -> None:
+    """Leave where this is a job of a chain that need not begin: no pilot is started for it."""
+    from rose_hpc.slurm.chain import nothing_to_do
+
+    if next(sight.run.path.glob("learner-*"), None) is not None:
+        return  # a program with several learners, of which this journal tells only the first
+    if why := nothing_to_do(sight.records, sight.jobs, os.environ.get("SLURM_JOB_ID")):
+        from rose_hpc.driver import EXIT_CODES
+
+        click.echo(f"{sight.run.path} {why}; this job of its chain has nothing to do")
+        ctx.exit(EXIT_CODES[str((sight.progress.end or {})["state"])])
 
 
 def _refuse_owned(run: RunDir, *, everywhere: bool) -> None:
@@ -124,14 +136,6 @@ def _branch(sight: Sight, iteration: int | None, run_dir: Path | None, sets: tup
 
     window = load_config(sight.run.config, sets=sets).merge.window if sight.run.config.exists() else None
     return Sight.of(branch(sight.run, iteration, run_dir, window))
-
-
-def _has_nothing_left(sight: Sight) -> bool:
-    """Whether this is a job of a chain whose run ended before its turn came; the pilot need not be started for it."""
-    end, job = sight.progress.end, os.environ.get("SLURM_JOB_ID")
-    if end is None or end["state"] not in ("converged", "max_iterations"):
-        return False
-    return any(record.job == job and record.time < end["time"] for record in sight.jobs)
 
 
 # -- in a new job ------------------------------------------------------------------------------------------------------

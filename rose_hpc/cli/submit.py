@@ -188,8 +188,18 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     click.echo(f"\n# {facts['script']}\n{plan.script.read_text()}", nl=False)
 
 
+def _warn_of_no_requeue(plan: Plan, submitted: list[JobRecord]) -> None:
+    """Say it where the site does not requeue what asked to be: the chain goes on all the same."""
+    from rose_hpc.slurm.queue import is_requeued
+
+    if plan.slurm.requeue and is_requeued(submitted[0].job) is False:
+        goes_on = "the jobs after it go on" if len(submitted) > 1 else "set slurm.chain to go on in further jobs"
+        click.echo(f"warning: this site will not requeue job {submitted[0].job}; {goes_on}", err=True)
+
+
 def show_submitted(run: RunDir, plan: Plan, submitted: list[JobRecord], *, as_json: bool) -> None:
     """Say what was submitted; the last line is the run directory when nobody reads it on a terminal (contract)."""
+    _warn_of_no_requeue(plan, submitted)
     if as_json:
         argvs = [list(record.argv) for record in submitted]
         options.print_json({**describe_plan(plan), "argv": argvs, "jobs": [record.job for record in submitted]})

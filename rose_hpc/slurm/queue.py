@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -152,6 +153,14 @@ def find_by_token(run: RunDir, record: JobRecord) -> tuple[str, bool]:
     if accounted := _in_accounting(run, record):
         return accounted, True
     return "", not queue.error
+
+
+def is_requeued(job: str) -> bool | None:
+    """Whether Slurm would requeue the job; None where it does not say. Sites may refuse what was asked for."""
+    if not available("scontrol"):
+        return None
+    found = re.search(r"\bRequeue=([01])\b", call(("scontrol", "show", "job", "--oneliner", job)).stdout)
+    return None if found is None else found[1] == "1"
 
 
 def _in_accounting(run: RunDir, record: JobRecord) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
+from rose_hpc.slurm.chain import held
 from rose_hpc.slurm.queue import Job, Queue
 from rose_hpc.slurm.records import JobRecord
 
@@ -53,7 +54,7 @@ def decide(progress: Progress, lives: bool, jobs: Sequence[JobRecord], queue: Qu
     if any(job.running and not _driver_ended(progress, record) for record, job in seen):
         return Verdict("running")
     if any(job.queued for _, job in seen):
-        return Verdict("pending")
+        return Verdict("pending", held(jobs, queue))
     return Verdict(ended, _last_words(progress, jobs[-1], queue.of(jobs[-1])))
 
 

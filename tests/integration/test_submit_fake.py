@@ -394,6 +394,51 @@ def test_a_job_of_a_chain_that_comes_too_late_does_nothing(slurm, folder):
     assert [record["engine"] for record in before if record["kind"] == "job"] == ["embedded"]
 
 
+def test_a_chain_does_not_fail_for_ever(slurm, folder):
+    """A failed run is tried once more by the next job; when that completes nothing either, the jobs left do nothing."""
+    path = config(folder)
+    (folder / "update.py").write_text("raise SystemExit('no luck')")
+    projects.rose_hpc("submit", path, "--run-dir", "r", "--set", "slurm.chain=4", cwd=folder)
+    job = {"ROSE_HPC_ENGINE": "embedded"}
+    for number in ("101", "102"):
+        assert projects.rose_hpc("resume", "--here", "r", cwd=folder, SLURM_JOB_ID=number, **job).returncode == 1
+    before = projects.records(folder / "r")
+    done = projects.rose_hpc("resume", "--here", "r", cwd=folder, SLURM_JOB_ID="103", **job)
+    assert done.returncode == 1
+    assert "ended twice without completing anything in between: the update failed in iteration 0" in done.stdout
+    assert projects.records(folder / "r") == before
+    (folder / "update.py").write_text("")
+    by_hand = projects.rose_hpc("resume", "--here", "r", cwd=folder, **job)
+    assert by_hand.returncode == 0, by_hand.stderr
+
+
+@pytest.mark.parametrize(
+    ("requeue", "chain", "words"),
+    [
+        (0, 1, "warning: this site will not requeue job 101; set slurm.chain to go on in further jobs"),
+        (0, 2, "warning: this site will not requeue job 101; the jobs after it go on"),
+        (1, 2, ""),
+    ],
+)
+def test_a_site_that_does_not_requeue_is_told_of(slurm, folder, requeue, chain, words):
+    """Where the site takes requeueing out of what was asked for, submitting says so; the jobs are submitted."""
+    slurm.script(scontrol=[{"stdout": f"JobId=101 JobName=light Requeue={requeue} Restarts=0\n"}])
+    sets = ("--set", "slurm.requeue=true", "--set", f"slurm.chain={chain}")
+    done = projects.rose_hpc("submit", config(folder), "--run-dir", "r", *sets, cwd=folder)
+    assert done.returncode == 0
+    assert done.stderr.strip() == words
+    assert len(slurm.jobs) == chain
+
+
+def test_a_held_job_is_told_of(slurm, run):
+    """A job that is held is pending, and status says how it goes on, and how the chain does without it."""
+    submit(run, chain=2)
+    slurm.set("101", state="PENDING", reason="JobHeldAdmin")
+    done = projects.rose_hpc("status", run.path)
+    assert "state:       pending" in done.stdout
+    assert "`scontrol release 101` lets it go on, `scancel 101` lets job 102 of the chain go on instead" in done.stdout
+
+
 def test_what_was_changed_for_a_job_is_on_record(slurm, folder):
     """Changes made when resuming in a new job are in the journal of the driver that goes on."""
     projects.rose_hpc("submit", config(folder), "--run-dir", "r", cwd=folder)
