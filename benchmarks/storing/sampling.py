@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rose_hpc import ExperienceBank
-from rose_hpc.experience.format import create_sealed
+from rose_hpc.experience.format import create, write_info
 from rose_hpc.experience.schema import Column, ShardInfo
 from storing.data import CARTPOLE, WIDE, transitions
 from storing.table import Table, duration, seconds
@@ -90,12 +90,13 @@ def _bank(path: Path, rows: int, width: int) -> Path:
     """A file of so many rows, on the disk; filled in place, so that it is written once."""
     block = transitions(100_000, width)
     columns = {name: Column(array.dtype.name, array.shape[1:]) for name, array in block.items()}
-    info = create_sealed(path, ShardInfo(path, "shard", rows, 0, columns, {}, (0, rows)))
+    columns = create(path, columns, rows)
     with open(path, "r+b") as file:
-        for name, column in info.columns.items():
+        for name, column in columns.items():
             file.seek(column.offset)
             for start in range(0, rows, 100_000):
                 block[name][: rows - start].tofile(file)
-        file.flush()
+    write_info(path, ShardInfo(path, "shard", rows, 0, columns, {}, (0, rows)))
+    with open(path, "rb") as file:
         os.fsync(file.fileno())
     return path

@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 from rose_hpc.errors import ExperienceError, SchemaError
 from rose_hpc.experience.buffers import ColumnBuffer, Store
 from rose_hpc.experience.cells import Cell
+from rose_hpc.experience.copying import in_threads
 from rose_hpc.experience.files import fsync_path, opened, publishing
-from rose_hpc.experience.format import Survey, create_sealed, refuse, survey, write_info
+from rose_hpc.experience.format import Survey, create, refuse, survey, write_info
 from rose_hpc.experience.hdf5 import reading
 from rose_hpc.experience.header import read_info, read_sealed
 from rose_hpc.experience.scan import scan
-from rose_hpc.experience.schema import SINGULAR, Column, ShardInfo, in_order, plain_attributes
+from rose_hpc.experience.schema import SINGULAR, ShardInfo, in_order, plain_attributes, renamed
+from rose_hpc.experience.stats import Stats
 
 #: single rows are gathered in blocks of about this size before they go to their columns
 _STAGE_BYTES = 256 * 1024
 _STAGE_ROWS = 4096
 #: rows of about this size are read at once when a file is rewritten
 _COPY_BYTES = 8 * 1024 * 1024
+#: a smaller shard is closed before a second thread has begun
+_WORTH_A_THREAD = 2 * 1024 * 1024
 
 
 class ShardWriter:
@@ -120,12 +124,10 @@ class ShardWriter:
         self._open = False
         try:
             self._flush()
-            columns = {}
-            for name, cell in self._cells.items():
-                digest, stream = self._buffers[name].finish()
-                columns[name] = replace(cell.column(), digest=digest, stats=stream.stats)
+            for buffer in self._buffers.values():
+                buffer.end()
             with publishing(self.path, fsync=self._fsync) as scratch:
-                return self._write(scratch, in_order(columns))
+                return self._write(scratch)
         finally:
             self.abort()
 
@@ -187,17 +189,28 @@ class ShardWriter:
             self._flushed += self._staged
             self._staged = 0
 
-    def _write(self, scratch: Path, columns: dict[str, Column]) -> ShardInfo:
-        rows, names = self.rows, (self.path.stem,)
-        info = create_sealed(
-            scratch, ShardInfo(self.path, "shard", rows, 0, columns, self._attributes, (0, rows), names)
-        )
+    def _write(self, scratch: Path) -> ShardInfo:
+        rows, columns = self.rows, in_order({name: cell.column() for name, cell in self._cells.items()})
+        columns = create(scratch, columns, rows)
+        stats: dict[str, Stats] = {}
         with opened(scratch, os.O_WRONLY) as fd:
-            for name, column in info.columns.items():
-                at = column.offset
-                for piece in self._buffers[name].pieces:
-                    at += self._store.write(piece, fd, at)
-            return replace(info, bytes=os.fstat(fd).st_size)
+
+            def write() -> None:
+                for name, column in columns.items():
+                    self._buffers[name].write_to(fd, column.offset, sync=self._fsync)
+
+            def sum_up() -> None:
+                stats.update({name: buffer.sum_up() for name, buffer in self._buffers.items()})
+
+            # side by side: one is the system's work, the other NumPy's
+            is_large = rows * sum(column.row_bytes for column in columns.values()) > _WORTH_A_THREAD
+            in_threads(min(2, len(os.sched_getaffinity(0))) if is_large else 1, lambda task: task(), (write, sum_up))
+        digests = {name: buffer.digest() for name, buffer in self._buffers.items()}
+        columns = renamed(columns, digest=digests, stats=stats)
+        names = (self.path.stem,)
+        info = ShardInfo(self.path, "shard", rows, 0, columns, self._attributes, (0, rows), names)
+        write_info(scratch, info)
+        return replace(info, bytes=scratch.stat().st_size)
 
     def _check_open(self) -> None:
         if not self._open:

@@ -8,6 +8,7 @@ give the same statistics in whatever pieces they arrived.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -26,8 +27,12 @@ MAX_ELEMENTS = 4096
 _BLOCK_ELEMENTS = 65_536
 #: NumPy reduces rows of fewer elements than this slowly, so they are laid side by side first
 _WIDE = 1024
-#: so many parts are combined at once
-_PARTS = 256
+#: so many parts are combined at once (part of the format, for the same reason)
+_PARTS = 128
+#: where squared distances from the mean are less than this part of the squares, their sum is taken from the distances
+#: themselves: the difference of two large sums would have lost more than 3 of its 16 digits
+_CLOSE = 1e-3
+_local = threading.local()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -129,17 +134,32 @@ def stats_of_block(block: NDArray[Any]) -> Stats:
     shape = stats_shape(block.shape[1:])
     values = block.reshape(-1, math.prod(shape))
     rows, width = values.shape
+    space = _space(values.shape)
+    floats: Array = values
+    if values.dtype != np.float64:
+        np.copyto(space, values)
+        floats = space
     with np.errstate(invalid="ignore", over="ignore"):  # infinities are data: inf - inf is NaN, and may be
-        total = _over_rows(np.add, values.astype(np.float64), width)
-        missing = np.isnan(total)
-        if missing.any() and np.isnan(values).any():
+        total = _over_rows(np.add, floats, width)
+        if np.isnan(total).any() and np.isnan(values).any():
             return _stats_with_nans(values.astype(np.float64), shape)
         mean = total / rows
-        distance = values - mean if rows * width < _WIDE else _minus(values, mean)
-        m2 = _over_rows(np.add, np.multiply(distance, distance, out=distance), width)
+        m2 = _sum_of_squares(floats, width) - total * mean
+        if (m2 < _CLOSE * total * mean).any() or not np.isfinite(m2).all():  # digits were lost: the slower way
+            distance = _minus(floats, mean, space)
+            m2 = _over_rows(np.add, np.multiply(distance, distance, out=distance), width)
         low, high = (_over_rows(f, values, width).astype(np.float64) for f in (np.minimum, np.maximum))
     count, nans = np.full(width, float(rows)), np.zeros(width)
     return Stats.of(*(array.reshape(shape) for array in (count, mean, m2, low, high, nans)))
+
+
+def _space(shape: tuple[int, ...]) -> Array:
+    """Room for a block of floats, the same for all of a thread: new memory costs more than what is done in it."""
+    size = math.prod(shape)
+    if getattr(_local, "space", np.empty(0)).size < size:
+        _local.space = np.empty(max(size, _BLOCK_ELEMENTS))
+    space: Array = _local.space[:size].reshape(shape)
+    return space
 
 
 def combine(parts: Iterable[Stats], shape: tuple[int, ...]) -> Stats:
@@ -162,11 +182,19 @@ class StatsStream:
     """Statistics of a column whose rows come in blocks: all but the last of :func:`block_rows` rows."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.stats = empty_stats(shape)
+        self._shape = shape
+        self._parts = [empty_stats(shape)]
 
     def add(self, block: NDArray[Any]) -> None:
         """Take the next block."""
-        self.stats = Stats(_combined(np.stack((self.stats.values, stats_of_block(block).values))))
+        self._parts.append(stats_of_block(block))
+        if len(self._parts) == _PARTS:
+            self._parts = [self.stats]
+
+    @property
+    def stats(self) -> Stats:
+        """Of all blocks so far."""
+        return Stats(_combined(np.stack([part.values for part in self._parts])))
 
 
 def _folds(rows: int, width: int) -> int:
@@ -185,17 +213,24 @@ def _over_rows(function: np.ufunc, values: NDArray[Any], width: int) -> NDArray[
     return np.asarray(result)
 
 
-def _minus(values: NDArray[Any], mean: Array) -> Array:
-    """``values - mean`` in float64, folded like :func:`_over_rows`: NumPy broadcasts narrow rows slowly too."""
+def _sum_of_squares(values: Array, width: int) -> Array:
+    """Of each column of a 2-D array, rows laid side by side first."""
+    folds = _folds(len(values), width)
+    whole = len(values) - len(values) % folds
+    wide = values[:whole].reshape(-1, folds * width)
+    result: Array = np.einsum("ij,ij->j", wide, wide).reshape(folds, width).sum(axis=0)
+    result += np.einsum("ij,ij->j", values[whole:], values[whole:])
+    return result
+
+
+def _minus(values: Array, mean: Array, out: Array) -> Array:
+    """``values - mean`` into ``out``, folded like :func:`_over_rows`: NumPy broadcasts narrow rows slowly too."""
     rows, width = values.shape
     folds = _folds(rows, width)
-    whole = rows - rows % folds
-    result = np.empty(values.shape)
-    np.subtract(
-        values[:whole].reshape(-1, folds * width), np.tile(mean, folds), out=result[:whole].reshape(-1, folds * width)
-    )
-    np.subtract(values[whole:], mean, out=result[whole:])
-    return result
+    whole, folded = rows - rows % folds, (-1, folds * width)
+    np.subtract(values[:whole].reshape(folded), np.tile(mean, folds), out=out[:whole].reshape(folded))
+    np.subtract(values[whole:], mean, out=out[whole:])
+    return out
 
 
 def _stats_with_nans(values: Array, shape: tuple[int, ...]) -> Stats:
@@ -213,11 +248,11 @@ def _combined(parts: Array) -> Array:
     """The sum of statistics: ``(parts, 6, *shape)`` to ``(6, *shape)``."""
     count, mean, m2, low, high, nans = np.moveaxis(parts, 1, 0)
     total, seen = count.sum(axis=0), count > 0
-    first = np.take_along_axis(mean, seen.argmax(axis=0)[np.newaxis], axis=0)
+    first = np.fmax.reduce(mean, axis=0)
     first = np.where(np.isfinite(first), first, 0.0)  # distances from it lose no digits to a mean far from zero
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         away = np.where(seen, mean - first, 0.0)
         middle = (count * away).sum(axis=0) / total
         spread = np.where(seen, m2 + count * (away - middle) ** 2, 0.0)
     least, greatest = np.fmin.reduce(low, axis=0), np.fmax.reduce(high, axis=0)
-    return np.stack((total, first[0] + middle, spread.sum(axis=0), least, greatest, nans.sum(axis=0)))
+    return np.stack((total, first + middle, spread.sum(axis=0), least, greatest, nans.sum(axis=0)))

@@ -132,7 +132,7 @@ def test_a_failed_rewrite_leaves_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard_module, "create_sealed", full)
+    monkeypatch.setattr(shard_module, "create", full)
     with pytest.raises(ExperienceError, match="No space left"):
         seal(path)
     assert path.read_bytes() == before
