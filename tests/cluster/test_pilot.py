@@ -251,13 +251,18 @@ def command_line(pid: int) -> str:
 
 
 def test_a_lost_node_costs_only_what_ran_on_it(site, short, facts, tmp_path):
-    """A node dies under a run: its ranks begin anew on the others, and the banks are those of an undisturbed run."""
+    """A node dies under a run: its ranks begin anew on the others, and the banks are those of an undisturbed run.
+
+    The nodes that are left fill each bank together.
+    """
     config = projects.write_project(tmp_path, environment=GATED)
     (tmp_path / "gate").touch()
     run = site.submit(
         config,
         "--set",
-        "slurm.nodes=2",
+        "slurm.nodes=3",
+        "--set",
+        "merge.way=nodes",
         "--set",
         "slurm.walltime_min=5",
         "--set",
@@ -282,6 +287,8 @@ def test_a_lost_node_costs_only_what_ran_on_it(site, short, facts, tmp_path):
     projects.wait_for(lambda: projects.records(run, "end"), 60)
     site.cluster.start_node(victim)
     assert projects.records(run, "end")[0]["state"] == "converged"
+    merges = [record for record in projects.records(run, "stage") if record["stage"] == "merge"]
+    assert {(record["way"], record["parts"]) for record in merges} == {("nodes", 2)}
     assert {r["environment"] for r in lost} <= {name for name, node in nodes.items() if node == victim}
     assert {r["reason"] for r in projects.records(run, "attempt")} == {"lost"}
     alone = projects.rose_hpc(
