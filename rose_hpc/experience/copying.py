@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, groupby, pairwise
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 import xxhash
@@ -91,39 +92,41 @@ class Copier:
     def share(self, pieces: Iterable[Piece]) -> None:
         """Copy a share; what is wrong with a shard is told to the tally, and the others go on."""
         trees: dict[str, ChunkDigests] = {}
-        for number, group in groupby(pieces, key=lambda piece: piece.shard):
+        buffer = new_buffer(self._writer.block)
+        for number, group in groupby(pieces, key=attrgetter("shard")):
             try:
                 with opened(self._sources[number].path) as source:
                     for piece in group:
                         if piece.column not in trees:
                             trees[piece.column] = ChunkDigests(piece.target)
-                        self._piece(source, piece, trees[piece.column])
+                        self._piece(source, piece, trees[piece.column], buffer)
             except UnreadableError as error:
                 self._tally.damaged(number, str(error))
                 trees.clear()  # they have a gap now, and there will be no bank
         for name, tree in trees.items():
             self._tally.add_bank(name, tree)
 
-    def _piece(self, source: int, piece: Piece, bank_tree: ChunkDigests) -> None:
+    def _piece(self, source: int, piece: Piece, bank_tree: ChunkDigests, buffer: memoryview) -> None:
         base = self._sources[piece.shard].offsets[piece.column]
-        if not self._tally.verify and self._writer.copy(
-            source, base + piece.start, piece.column, piece.target, piece.size
-        ):
+        start, stop = piece.start, piece.start + piece.size
+        verify, write = self._tally.verify, self._writer.write
+        if not verify and self._writer.copy(source, base + start, piece.column, piece.target, piece.size):
             return
-        unit, stop = self._writer.unit(piece.column), piece.start + piece.size
-        first = -(-piece.start // unit) * unit  # units that start in the piece are written with it
-        shard_tree = ChunkDigests(piece.start)
-        buffer = new_buffer(max(unit, min(self._writer.block, piece.size) // unit * unit))
-        for start, end in _blocks(piece.start, stop, unit, len(buffer)):
-            view = buffer[: end - start]
-            read_into(source, view, base + start)
-            if self._tally.verify:
-                seen = view[: stop - start]
+        unit = self._writer.unit(piece.column)
+        first = -(-start // unit) * unit  # units that start in the piece are written with it
+        if len(buffer) < unit:
+            buffer = new_buffer(unit)
+        shard_tree = ChunkDigests(start)
+        for at, end in _blocks(start, stop, unit, len(buffer) // unit * unit):
+            view = buffer[: end - at]
+            read_into(source, view, base + at)
+            if verify:
+                seen = view[: stop - at]
                 shard_tree.update(seen)
                 bank_tree.update(seen)
-            if start >= first:
-                self._writer.write(piece.column, view, piece.target + start - piece.start)
-        if self._tally.verify:
+            if at >= first:
+                write(piece.column, view, piece.target + at - start)
+        if verify:
             self._tally.add_shard(piece, shard_tree)
 
 
@@ -132,6 +135,8 @@ def _blocks(start: int, stop: int, unit: int, step: int) -> Iterator[tuple[int, 
 
     The first ends with the unit that ``start`` cuts, and the last goes on to the end of the unit that ``stop`` cuts.
     """
+    if unit == 1 and stop - start <= step:
+        return iter([(start, stop)])
     first, last = (-(-edge // unit) * unit for edge in (start, stop))
     edges = chain([start, min(first, stop)], range(first + step, last, step), [last] if last > first else [])
     return ((a, b) for a, b in pairwise(edges) if a < b)

@@ -6,8 +6,10 @@ not ended: it is listed, and marked so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from rose_hpc.experience.files import UnreadableError, opened, read_into
 from rose_hpc.experience.schema import FLAGS, REWARDS, Column, ShardInfo
 
 #: a bank with more keeps none: they are found again when they are asked for
-MAX_KEPT = 2**22
+MAX_KEPT = 2**20
 #: rows looked at at once
 _BLOCK = 256 * 1024
 #: attributes of a bank that hold the three arrays
@@ -105,8 +107,12 @@ def returns_of_shards(info: ShardInfo, episodes: Episodes) -> dict[str, Returns]
 
 def returns_of(info: ShardInfo) -> dict[str, dict[str, Any]]:
     """The same as plain data; empty where there are no episodes to tell."""
-    episodes = read_episodes(info)
-    return {name: asdict(of) for name, of in returns_of_shards(info, episodes).items()} if episodes else {}
+    if info.episodes is not None:
+        episodes = read_episodes(info)
+        return {name: asdict(of) for name, of in returns_of_shards(info, episodes).items()} if episodes else {}
+    spans = zip(info.shard_names, pairwise(info.shard_offsets), strict=True)  # one by one: there may be a great many
+    found = {name: find_episodes(info.path, info.columns, span) for name, span in spans}
+    return {name: asdict(Returns.of(of)) for name, of in found.items() if of is not None}
 
 
 def joined(parts: Sequence[Episodes]) -> Episodes:
@@ -142,13 +148,17 @@ def read_episodes(info: ShardInfo) -> Episodes | None:
     return found
 
 
-def find_episodes(path: Path, columns: Mapping[str, Column], offsets: Sequence[int]) -> Episodes | None:
+def find_episodes(
+    path: Path, columns: Mapping[str, Column], offsets: Sequence[int], *, workers: int = 1, most: int | None = None
+) -> Episodes | None:
     """Find them in the rows of a file.
 
     Args:
         path: the file.
         columns: with their offsets in it.
         offsets: where each shard's rows start, and the end of the last: no episode goes on from one into the next.
+        workers: threads that look.
+        most: give up, and return None, when there are more.
 
     Raises:
         DamagedError: when the file ends early.
@@ -160,43 +170,64 @@ def find_episodes(path: Path, columns: Mapping[str, Column], offsets: Sequence[i
     if rewards is not None and rewards.row_bytes != np.dtype(rewards.dtype).itemsize:
         rewards = None  # several rewards a step have no one sum
     try:
-        with opened(path) as fd:
+        with opened(path) as fd, ThreadPoolExecutor(workers) as pool:
 
             def read(column: Column, start: int, count: int) -> NDArray[Any]:
                 array = np.empty(count, column.dtype)
                 read_into(fd, array.view(np.uint8).data, column.offset + start * column.row_bytes)
                 return array
 
-            spans = [(a, b) for a, b in pairwise(offsets) if a < b]
-            return joined([_of_span(read, flags, rewards, a, b) for a, b in spans])
+            parts, count = [], 0
+            for part in pool.map(partial(_of_shards, read, flags, rewards), _groups(offsets)):
+                parts.append(part)
+                count += len(part)
+                if most is not None and count > most:
+                    pool.shutdown(cancel_futures=True)
+                    return None
+            return joined(parts)
     except UnreadableError as error:
         raise DamagedError(f"{path} is damaged: {error}", paths=[str(path)]) from error
 
 
-def _of_span(read: Reader, flags: Sequence[Column], rewards: Column | None, first: int, last: int) -> Episodes:
-    """The episodes of one shard's rows, in blocks counted from its start, so that a bank finds what its shard does."""
-    starts, returns = [np.array([first])], []
+def _groups(offsets: Sequence[int]) -> Iterator[list[int]]:
+    """Edges of shards to look at together: small ones as many as make a block, large ones each alone."""
+    edges = [offsets[0]]
+    for end in offsets[1:]:
+        if end - edges[0] > _BLOCK and len(edges) > 1:
+            yield edges
+            edges = [edges[-1]]
+        if end > edges[-1]:
+            edges.append(end)
+    if len(edges) > 1:
+        yield edges
+
+
+def _of_shards(read: Reader, flags: Sequence[Column], rewards: Column | None, edges: Sequence[int]) -> Episodes:
+    """The episodes of the shards between these edges.
+
+    In blocks counted from the first one's start: a shard that has several is alone, so that its sums are rounded alike
+    wherever it lies.
+    """
+    stops, returns, ended = [], [], []
     carry = 0.0  # the return, so far, of the episode that goes on
-    for at in range(first, last, _BLOCK):
-        count = min(_BLOCK, last - at)
+    for at in range(edges[0], edges[-1], _BLOCK):
+        count = min(_BLOCK, edges[-1] - at)
         over = read(flags[0], at, count).view(np.uint8)  # not bool: in a foreign file the byte may be anything
         for flag in flags[1:]:
             over = over | read(flag, at, count).view(np.uint8)
-        ends = np.flatnonzero(over != 0) + 1
+        closes = over != 0
+        closes[[edge - at - 1 for edge in edges[1:] if edge <= at + count]] = True
+        ends = np.flatnonzero(closes) + 1
         whole = bool(len(ends)) and int(ends[-1]) == count
         cuts = np.concatenate([[0], ends[:-1] if whole else ends])
         values = np.full(count, np.nan) if rewards is None else read(rewards, at, count)
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN, and may be
             sums = np.add.reduceat(values, cuts, dtype=np.float64)
-            sums[0] += carry
-        starts.append(at + ends)
+            if at > edges[0]:
+                sums[0] += carry
+        stops.append(at + ends)
         returns.append(sums if whole else sums[:-1])
+        ended.append(over[ends - 1] != 0)
         carry = 0.0 if whole else float(sums[-1])
-    begins = np.concatenate(starts)
-    ended = np.ones(len(begins), np.bool_)
-    if begins[-1] == last:
-        begins, ended = begins[:-1], ended[:-1]
-    else:
-        returns.append(np.array([carry]))
-        ended[-1] = False
-    return Episodes(begins, np.append(begins[1:], last), np.concatenate(returns), ended)
+    last = np.concatenate(stops)
+    return Episodes(np.append(edges[0], last[:-1]), last, np.concatenate(returns), np.concatenate(ended))

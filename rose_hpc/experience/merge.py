@@ -143,8 +143,8 @@ def finish(draft: Draft, tally: Tally, attributes: Mapping[str, Any]) -> ShardIn
         ExperienceError: the bank cannot be written.
     """
     plan, columns = draft.plan, renamed(draft.columns, digest=tally.digests())
-    found = find_episodes(draft.path, columns, plan.offsets)
-    kept = found if found is not None and len(found) <= MAX_KEPT else None
+    workers = default_workers(plan.bytes, len(os.sched_getaffinity(0)))
+    kept = find_episodes(draft.path, columns, plan.offsets, workers=workers, most=MAX_KEPT)
     digest = kept.digest if kept is not None else None
     known = plan.attributes | dict(attributes)
     info = ShardInfo(draft.path, "bank", plan.rows, 0, columns, known, plan.offsets, plan.names, digest)
@@ -160,7 +160,7 @@ def refuse_itself(bank: Path, shards: list[ShardInfo]) -> list[ShardInfo]:
         UsageError: it is.
     """
     place = os.path.realpath(bank)
-    if any(os.path.realpath(shard.path) == place for shard in shards):
+    if bank.exists() and any(os.path.realpath(shard.path) == place for shard in shards):
         raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
     return shards
 

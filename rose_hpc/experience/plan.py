@@ -19,7 +19,7 @@ from rose_hpc.experience.stats import Stats, combine
 _MOST = 1024 * 1024 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """Rows ``start`` to ``stop`` of shard number ``shard``, which become the bank's rows from ``target`` on."""
 
@@ -102,7 +102,7 @@ class MergePlan:
         return _plan(sources, columns, data["attributes"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Bytes of one column: ``size`` of them, from ``start`` in the shard's column to ``target`` in the bank's."""
 
@@ -173,19 +173,19 @@ def pieces_of_share(plan: MergePlan, number: int, count: int) -> Iterator[Piece]
     The shares cover every byte once, and each leaf of a shard's digest lies in one of them. The pieces of a share that
     are of one column follow upon each other in the bank.
     """
-    row_bytes = plan.row_bytes
+    row_bytes, widths = plan.row_bytes, [(name, column.row_bytes) for name, column in plan.columns.items()]
     first, last = (plan.bytes * n // count for n in (number, number + 1))
     begin = bisect_right(plan.spans, first, key=lambda span: span.target * row_bytes)
     for span in plan.spans[max(0, begin - 1) :]:
         at = span.target * row_bytes  # where the span starts, counting the bytes of all spans before
-        for name, column in plan.columns.items():
+        for name, width in widths:
             if at >= last:
                 return
-            size = (span.stop - span.start) * column.row_bytes
-            shift = span.start * column.row_bytes
-            start, stop = (min(size, max(0, _whole_chunks(edge - at + shift) - shift)) for edge in (first, last))
+            size, shift = (span.stop - span.start) * width, span.start * width
+            start = 0 if at >= first else min(size, _whole_chunks(first - at + shift) - shift)
+            stop = size if at + size <= last else min(size, _whole_chunks(last - at + shift) - shift)
             if start < stop:
-                yield Piece(span.shard, name, shift + start, stop - start, span.target * column.row_bytes + start)
+                yield Piece(span.shard, name, shift + start, stop - start, span.target * width + start)
             at += size
 
 

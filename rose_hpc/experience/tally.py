@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rose_hpc.errors import DamagedError
-from rose_hpc.experience.digest import CHUNK, ChunkDigests, Leaves
+from rose_hpc.experience.digest import CHUNK, ChunkDigests, Leaves, column_digest
 from rose_hpc.experience.plan import MergePlan, Piece
 
 
@@ -26,6 +26,7 @@ class Tally:
         self.verify = verify
         self.damage: dict[int, str] = {}
         self._plan = plan
+        self._row_bytes = {name: column.row_bytes for name, column in plan.columns.items()}
         self._sizes = {name: plan.rows * column.row_bytes for name, column in plan.columns.items()}
         self._bank = {name: Leaves(size if verify else 0) for name, size in self._sizes.items()}
         self._copied: dict[str, tuple[int, int]] = {}  # of each column of the bank, from where to where
@@ -39,15 +40,18 @@ class Tally:
 
     def add_shard(self, piece: Piece, tree: ChunkDigests) -> None:
         """A piece was copied, and this is what was read from the shard."""
-        size = self._size(piece.shard, piece.column)
-        if piece.start + piece.size == size:
+        size, end = self._size(piece.shard, piece.column), piece.start + piece.size
+        if end == size:
             tree.finish()
         with self._lock:
             low, high = self._copied.get(piece.column, (piece.target, 0))
             self._copied[piece.column] = (min(low, piece.target), max(high, piece.target + piece.size))
+            if piece.size == size:
+                self._compare(piece.shard, piece.column, column_digest(tree.digests.values()))
+                return
             leaves = self._partly.setdefault((piece.shard, piece.column), Leaves(size))
             leaves.add(tree.digests)
-            self._compare(piece.shard, piece.column)
+            self._compare(piece.shard, piece.column, leaves.digest)
 
     def add_bank(self, name: str, tree: ChunkDigests) -> None:
         """This is what a share put into a column."""
@@ -91,20 +95,21 @@ class Tally:
         for number, what in data["damage"].items():
             self.damaged(int(number), str(what))
         for name, (low, high) in data["copied"].items():
-            known = self._copied.get(name, (low, high))
-            self._copied[name] = (min(low, known[0]), max(high, known[1]))
+            before = self._copied.get(name, (low, high))
+            self._copied[name] = (min(low, before[0]), max(high, before[1]))
             self._bank[name].add_json(data["bank"][name])
         for number, name, leaves in data["shards"]:
-            self._partly.setdefault((number, name), Leaves(self._size(number, name))).add_json(leaves)
-            self._compare(number, name)
+            known = self._partly.setdefault((number, name), Leaves(self._size(number, name)))
+            known.add_json(leaves)
+            self._compare(number, name, known.digest)
 
     def _size(self, number: int, name: str) -> int:
-        return self._plan.sources[number].rows * self._plan.columns[name].row_bytes
+        return self._plan.sources[number].rows * self._row_bytes[name]
 
-    def _compare(self, number: int, name: str) -> None:
+    def _compare(self, number: int, name: str, found: str | None) -> None:
         """Hold a shard's column against its digest as soon as all of it is known."""
-        if (found := self._partly[number, name].digest) is not None:
-            del self._partly[number, name]
+        if found is not None:
+            self._partly.pop((number, name), None)
             if self._plan.sources[number].digests[name] not in (None, found):
                 self.damage.setdefault(number, f"column '{name}' is not what was written")
 

@@ -62,7 +62,7 @@ def test_a_bank_keeps_the_episodes_that_a_row_by_row_count_finds(
         expected += naive(rewards, over, first)
         first += len(rows)
     bank = merge_shards(paths, tmp_path / "bank.h5")
-    kept, found = read_episodes(bank), find_episodes(bank.path, bank.columns, bank.shard_offsets)
+    kept, found = read_episodes(bank), find_episodes(bank.path, bank.columns, bank.shard_offsets, workers=3)
     for episodes in (kept, found):
         assert episodes is not None
         arrays = (episodes.starts, episodes.stops, episodes.returns, episodes.ended)
@@ -149,6 +149,7 @@ def test_too_many_episodes_are_found_again_instead(tmp_path: Path, monkeypatch: 
     bank = merge_shards([path], tmp_path / "bank.h5")
     assert bank.episodes is None
     assert read_episodes(bank).digest == kept.episodes  # type: ignore[union-attr]  # None would fail too
+    assert returns_of(bank) == returns_of(kept) != {}
 
 
 def test_banks_without_a_list_are_read_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
