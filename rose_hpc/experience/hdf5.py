@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError
-from rose_hpc.experience.header import SIGNATURE
+from rose_hpc.experience.header import SIGNATURE, open_file
 
 #: HDF5 1.8's file format: every later version reads it, its metadata have checksums (the oldest format's have none, and
 #: flipped bits make HDF5 crash, hang or see other data), and attributes may be larger than 64 KiB, as shards' names may
@@ -136,10 +136,8 @@ def _text_type(size: int) -> h5py.h5t.TypeStringID:
 
 def _check_signature(path: Path) -> None:
     try:
-        with open(path, "rb") as file:
+        with open(open_file(path), "rb") as file:
             start = file.read(len(SIGNATURE))
-    except FileNotFoundError as error:
-        raise FormatError(f"{path} does not exist") from error
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}") from error
     if not start:

@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -112,12 +113,7 @@ def read_sealed(path: Path) -> ShardInfo | None:
         FormatError: it is not there, not readable, or of another version.
         DamagedError: altered.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise FormatError(f"{path} does not exist") from error
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}") from error
+    fd = open_file(path)
     try:
         return _read(fd, path)
     except UnreadableError as error:
@@ -133,6 +129,24 @@ def read_sealed(path: Path) -> ShardInfo | None:
         raise DamagedError(text, paths=[str(path)]) from error
     finally:
         os.close(fd)
+
+
+def open_file(path: Path) -> int:
+    """Open a file for reading. What is none, as a pipe that nobody writes to, is not waited for.
+
+    Raises:
+        FormatError: it is not there, not readable, or no file.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} does not exist") from error
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}") from error
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise FormatError(f"{path} is not a file")
 
 
 class _Content:

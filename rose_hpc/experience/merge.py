@@ -173,6 +173,7 @@ def read_shards(paths: Sequence[str | Path | ShardInfo]) -> list[ShardInfo]:
     """
     shards: list[ShardInfo] = []
     errors: dict[str, str] = {}
+    hint = ""
     for path in paths:
         if isinstance(path, ShardInfo):
             shards.append(path)
@@ -180,6 +181,6 @@ def read_shards(paths: Sequence[str | Path | ShardInfo]) -> list[ShardInfo]:
         try:
             shards.append(read_info(path))
         except (DamagedError, FormatError) as error:
-            errors[str(path)] = error.message
-    raise_damaged(errors)
+            errors[str(path)], hint = error.message, hint or error.hint
+    raise_damaged(errors, hint)
     return shards

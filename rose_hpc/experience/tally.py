@@ -114,8 +114,8 @@ class Tally:
                 self.damage.setdefault(number, f"column '{name}' is not what was written")
 
 
-def raise_damaged(errors: Mapping[str, str]) -> None:
+def raise_damaged(errors: Mapping[str, str], hint: str = "") -> None:
     """Raise a DamagedError if there are any errors, by path."""
     if errors:
-        hint = "write them again; nothing was merged"
+        hint = hint or "write them again; nothing was merged"
         raise DamagedError("; ".join(errors.values()), paths=list(errors), hint=hint)

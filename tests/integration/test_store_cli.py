@@ -140,29 +140,3 @@ def test_a_damaged_journal_is_named_too(run: Path, tmp_path: Path) -> None:
     done = projects.rose_hpc("inspect", "--check", tmp_path)
     assert done.returncode == 1
     assert done.stdout.startswith("DAMAGED")
-
-
-def test_merge_names_shard_and_difference(folder: Path) -> None:
-    """Other columns, dtypes or shapes, a duplicate, an empty file and a text are each one line."""
-    good, _ = shards(folder)
-    others = {
-        "'rewards' as float32 instead of float64": {
-            "rewards": np.ones(2, np.float32),
-            "terminations": np.ones(2, bool),
-        },
-        "no column 'terminations'": {"rewards": np.ones(2)},
-    }
-    for text, columns in others.items():
-        with ShardWriter("odd.h5", fsync=False) as shard:
-            shard.extend(**columns)
-        done = projects.rose_hpc("merge", good, "odd.h5", "-o", "bank.h5", cwd=folder)
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert "odd.h5 has " in done.stderr
-        assert text in done.stderr
-    (folder / "odd.h5").write_bytes(b"")
-    (folder / "text.h5").write_text("a text, and not a short one")
-    for odd, text in (("odd.h5", "is empty"), ("text.h5", "is not an HDF5 file"), (good, "is given twice")):
-        done = projects.rose_hpc("merge", good, odd, "-o", "bank.h5", cwd=folder)
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert text in done.stderr
-    assert {path.name for path in folder.iterdir()} == {"env_1.h5", "env_2.h5", "odd.h5", "text.h5"}
