@@ -277,7 +277,7 @@ def test_other_files_and_versions_are_refused(tmp_path: Path, ours: Path) -> Non
         (tmp_path / "a.txt", "is not an HDF5 file"),
         (unsealed, "is not a shard or bank"),
         (ours, "has format version 3"),
-        (tmp_path, "Is a directory"),
+        (tmp_path, "is not a file"),
         (tmp_path / "none.h5", "does not exist"),
     ]:
         with pytest.raises(FormatError, match=text):
