@@ -11,6 +11,7 @@ from typing import Any
 
 from rose_hpc.config_environments import Environments, ListedEnvironment, Resources, Stage
 from rose_hpc.config_models import Check, Config, Loop, Merge, Pilot, Retention, Slurm
+from rose_hpc.config_sweep import ListedLearner, Sweep
 
 TABLES: list[tuple[str, str, Any, set[str]]] = [
     ("", "the top of the file", Config, set()),
@@ -24,6 +25,8 @@ TABLES: list[tuple[str, str, Any, set[str]]] = [
     ("[update]", "makes the next policy", Stage, set(Resources.model_fields)),
     ("[check]", "says when to stop", Check, set(Resources.model_fields)),
     ("any stage", "what a task of it takes", Resources, set()),
+    ("[sweep]", "several learners in one run ([population.md](population.md))", Sweep, set()),
+    ("[[sweep.list]]", "learners one by one, instead of a grid", ListedLearner, set()),
     ("[loop]", "limits", Loop, set()),
     ("[merge]", "from shards to banks", Merge, set()),
     ("[retention]", "what stays on disk", Retention, set()),
@@ -52,7 +55,7 @@ def page() -> str:
         for name, field in model.model_fields.items():
             if name in left_out or isinstance(field.default, (Loop, Merge, Retention, Pilot, Slurm)):
                 continue
-            if name in ("environments", "update", "check"):
+            if name in ("environments", "update", "check", "sweep"):
                 continue
             text = (field.description or "").replace("\n", " ").replace("|", "\\|")
             lines.append(f"| `{field.alias or name}` | {_default(field)} | {text} |")

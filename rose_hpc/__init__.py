@@ -19,6 +19,7 @@ _NAMES = {
     "Task": "task",
     "ParallelExperience": "learners",
     "SequentialReinforcementLearner": "learners",
+    "ParallelReinforcementLearner": "learners",
     "IterationState": "states",
     "LearnerConfig": "states",
     "TaskConfig": "states",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from rose_hpc.experience.merge import merge_shards as merge_shards
     from rose_hpc.experience.shard import ShardWriter as ShardWriter
     from rose_hpc.learners import ParallelExperience as ParallelExperience
+    from rose_hpc.learners import ParallelReinforcementLearner as ParallelReinforcementLearner
     from rose_hpc.learners import SequentialReinforcementLearner as SequentialReinforcementLearner
     from rose_hpc.metrics import EQUAL_TO_THRESHOLD as EQUAL_TO_THRESHOLD
     from rose_hpc.metrics import GREATER_THAN_OR_EQUAL_TO_THRESHOLD as GREATER_THAN_OR_EQUAL_TO_THRESHOLD

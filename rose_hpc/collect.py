@@ -61,7 +61,6 @@ class Collect:
         self.session = tries.session
         self.workflow = tries.workflow
         self.patience = tries.workflow.patience
-        self._limit = asyncio.Semaphore(tries.workflow.max_concurrent or tries.engine.width or 2**31)
         self._flights: dict[str, _Flight] = {}
         self._landed: asyncio.Queue[str] = asyncio.Queue()
 
@@ -120,7 +119,7 @@ class Collect:
             flight.begun = True
             self.session.started(iteration, "collect", name)
 
-        async with self._limit:
+        async with self.tries.limit:
             place = self.tries.place(iteration, "collect", name)
             argv, call = await self.tries.prepare(place, work, ())
             failpoints.hit("rank-prepared")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from rose_hpc.config_environments import Environments, Stage, Task
-from rose_hpc.config_sweep import ListedLearner
+from rose_hpc.config_sweep import ListedLearner, Sweep
 from rose_hpc.config_types import (
     Count,
     Gigabytes,
@@ -167,6 +167,8 @@ class Config(Model):
     """What turns experience into the next policy."""
     check: Check | None = None
     """When to stop; without it the run ends at loop.max_iterations."""
+    sweep: Sweep | None = None
+    """Several learners in one run, each with parameters of its own."""
     loop: Loop = Loop()
     """Limits."""
     merge: Merge = Merge()
@@ -180,8 +182,8 @@ class Config(Model):
 
     @property
     def learners(self) -> tuple[ListedLearner, ...]:
-        """The learners, by their numbers."""
-        return (ListedLearner(),)
+        """The learners of a sweep, by their numbers; the only one of any other run."""
+        return (ListedLearner(),) if self.sweep is None else self.sweep.resolve()
 
     @property
     def tasks(self) -> list[tuple[tuple[str | int, ...], Task, dict[str, Any]]]:

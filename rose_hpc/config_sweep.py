@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -21,6 +22,10 @@ class ListedLearner(Model):
     parameters: Parameters = Field(default_factory=dict)
     """Filled into the placeholders of commands, handed to every task as JSON, keywords of functions that take them."""
 
+    def label(self, number: int) -> str:
+        """What people call it, as the learner of that number."""
+        return self.name or str(number)
+
 
 class Sweep(Model):
     """Learners that share the allocation: one per combination of the grid, or as listed, each ``repeat`` times."""
@@ -37,7 +42,13 @@ class Sweep(Model):
     def resolve(self) -> tuple[ListedLearner, ...]:
         """The learners, by their numbers."""
         once = self.listed or tuple(ListedLearner(parameters=each) for each in combined(self.grid))
-        return tuple(learner for learner in once for _ in range(self.repeat))
+        if self.repeat == 1:
+            return once
+        return tuple(
+            learner.model_copy(update={"name": learner.name and f"{learner.name}.{k}"})
+            for learner in once
+            for k in range(self.repeat)
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Sweep:
@@ -46,7 +57,7 @@ class Sweep(Model):
         once = len(self.listed or ()) or math.prod(len(values) for values in (self.grid or {}).values())
         if once * self.repeat > _MOST_LEARNERS:
             raise fault(f"has {once * self.repeat} learners, more than {_MOST_LEARNERS}", "grid")
-        names = [entry.name for entry in self.listed or () if entry.name is not None]
-        if len(set(names)) < len(names):
-            raise fault("has two learners of one name", "list")
+        labels = [learner.label(number) for number, learner in enumerate(self.resolve())]
+        if twice := [label for label, times in Counter(labels).items() if times > 1]:
+            raise fault(f"has several learners that are called {twice[0]!r}", "list")
         return self

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from rose_hpc.seeds import choose_seed
 
 if TYPE_CHECKING:
     from rose_hpc.config import Config
+    from rose_hpc.loop import Loop
+    from rose_hpc.population import Population
     from rose_hpc.session import Observer, Session
     from rose_hpc.workflow import Workflow
 
@@ -65,19 +68,27 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
             raise UsageError(
                 f"a run keeps its environments, and {which} would be another", hint="start a new run with others"
             )
-    progress = Progress.of(read_journal(run.journal))
-    needed = range(max(0, progress.iteration - config.merge.window + 1), progress.iteration)
-    if missing := [k for k in needed if progress.has_bank(k) and not run.bank(k).exists()]:
-        raise UsageError(
-            f"merge.window = {config.merge.window} needs the banks of iterations {', '.join(map(str, missing))}, "
-            "which retention has dropped",
-            hint="start a new run with it",
-        )
+    if config.learners != before.learners:
+        raise UsageError("a run keeps its learners, and [sweep] would make others", hint="start a new run with others")
+    for each in run.learners if config.sweep else [run]:
+        _check_window(each, config.merge.window)
     first = run.config.read_text().partition("\n")[0]
     origin = f"{first}\n" if first.startswith(_ORIGIN) else ""
     publishing.write_file(run.config, (origin + dump_config(config)).encode())
     failpoints.hit("run-changed")
     return [*sets, *([f"loop.max_iterations={max_iterations}"] if max_iterations else [])]
+
+
+def _check_window(run: RunDir, window: int) -> None:
+    """Refuse a window of banks that are no longer there."""
+    progress = Progress.of(read_journal(run.journal))
+    needed = range(max(0, progress.iteration - window + 1), progress.iteration)
+    if missing := [k for k in needed if progress.has_bank(k) and not run.bank(k).exists()]:
+        raise UsageError(
+            f"merge.window = {window} needs the banks of iterations {', '.join(map(str, missing))}, "
+            "which retention has dropped",
+            hint="start a new run with it",
+        )
 
 
 def drive_shown(run: RunDir, changes: Sequence[str] = (), engine: str = "auto") -> int:
@@ -123,12 +134,8 @@ def drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str] = (
 async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str], engine: str) -> int:
     from rose_hpc.config import load_config
     from rose_hpc.cores import available_cores
-    from rose_hpc.execution.engine import Engine
     from rose_hpc.execution.select import choose_engine, config_resources, make_backend
-    from rose_hpc.loop import Loop
     from rose_hpc.session import Session, clear_scratch
-    from rose_hpc.stages import Stages
-    from rose_hpc.tries import Tries
     from rose_hpc.workflow import check_fits, from_config
 
     config = load_config(run.config)
@@ -148,7 +155,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
         elif backend.shape is not None:
             nodes, cores = backend.shape
             check_fits(workflow, cores, nodes)
-        session.begin(run_facts(workflow, config.seed), changes, engine_name)
+        session.begin({**run_facts(workflow, config.seed), **_learners(config)}, changes, engine_name)
         _check_origin(session)
         session.check_scripts(workflow.modules, workflow.cwd)
         try:
@@ -161,26 +168,53 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
             session.record("end", state="stopped", reason="interrupted", iteration=session.progress.iteration)
             raise
         asyncflow = await _workflow_engine(backend, run)
-        carrier = Engine(asyncflow, run.scratch, run.owner, session.ownership.epoch)
         failpoints.hit("engine-started")
-        loop = Loop(Stages(Tries(session, workflow, carrier)))
-        done = session.progress.iteration
-        with signals.interrupts(loop):  # also while everything is shut down: an impatient Ctrl-C must not break it off
+        with ExitStack() as stack:
+            loop = _lead(session, config, asyncflow, engine_name, stack)
+            done = loop.done
+            stack.enter_context(signals.interrupts(loop))  # also while everything is shut down: not to be broken off
             try:
                 async for _ in loop.iterations():
                     pass
             finally:
-                await carrier.close()
+                await loop.aclose()
                 await asyncflow.shutdown()
-        if session.progress.iteration == done:
-            again = run.command("resume")
-            session.warn(f"nothing was left to do; extend it with `{again} --max-iterations N` or `--set KEY=VALUE`")
+            if loop.done == done:
+                hint = f"extend it with `{run.command('resume')} --max-iterations N` or `--set KEY=VALUE`"
+                session.warn(f"nothing was left to do; {hint}")
         end = session.progress.end
         if end is None:
             raise RunError(f"{run.path} ended without a record", hint=run.command("resume"))
         return EXIT_CODES[end["state"]]
     finally:
         session.close()
+
+
+def _learners(config: Config) -> dict[str, Any]:
+    """What the run's record says of the learners of a sweep."""
+    if config.sweep is None:
+        return {}
+    named = [{"name": each.label(number), "parameters": each.parameters} for number, each in enumerate(config.learners)]
+    return {"learners": named}
+
+
+def _lead(session: Session, config: Config, asyncflow: Any, engine: str, stack: ExitStack) -> Loop | Population:
+    """What is driven: the one loop of the run, or those of its learners, whose sessions ``stack`` closes."""
+    from rose_hpc.loop import Loop
+    from rose_hpc.population import Population, open_learners
+    from rose_hpc.workflow import from_config
+
+    workflows = [from_config(config, each.parameters) for each in config.learners]
+    if config.sweep is None:
+        return Loop.of(session, workflows[0], asyncflow)
+    facts = [
+        {**run_facts(workflow, config.seed), "label": each.label(number), "parameters": each.parameters}
+        for number, (workflow, each) in enumerate(zip(workflows, config.learners, strict=True))
+    ]
+    loops: list[Loop] = []
+    for number, own in enumerate(open_learners(session, facts, engine, stack)):
+        loops.append(Loop.of(own, workflows[number], asyncflow, learner=number, beside=loops[0] if loops else None))
+    return Population(session, loops, [str(each["label"]) for each in facts])
 
 
 def _check_origin(session: Session) -> None:

@@ -10,36 +10,40 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, aclosing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 from rose_hpc import rundir
 from rose_hpc.driver import run_facts
-from rose_hpc.errors import Interrupted, UsageError
-from rose_hpc.execution.engine import Engine
-from rose_hpc.loop import Loop
-from rose_hpc.named import takes
+from rose_hpc.errors import UsageError
+from rose_hpc.journal import read_journal
+from rose_hpc.learning import Learning, last_known
 from rose_hpc.patience import Patience
+from rose_hpc.population import Population, open_learners
+from rose_hpc.progress import Progress
 from rose_hpc.registration import F, Registering
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 from rose_hpc.session import Observer, Session, clear_scratch
 from rose_hpc.signals import interrupts
-from rose_hpc.stages import Stages
 from rose_hpc.states import IterationState, LearnerConfig
 from rose_hpc.tracking import TrackerBase
-from rose_hpc.tries import Tries
 from rose_hpc.workflow import Workflow
 
 log = logging.getLogger(__name__)
+
+#: the configurations of several learners: in their order, or by learner_id
+Configs = Sequence[LearnerConfig | None] | Mapping[Any, LearnerConfig | None]
 
 #: the runs of the learners that have started in this process: the first has the run directory, the others folders in it
 _started: list[RunDir] = []
 
 
 class ReinforcementLearner(Registering):
-    """What all learners share: registering tasks, and running them.
+    """What all learners share: registering tasks, trackers, and the run.
 
     Args:
         asyncflow: a ``radical.asyncflow.WorkflowEngine`` on any backend.
@@ -68,46 +72,108 @@ class ReinforcementLearner(Registering):
             )
         self.asyncflow = asyncflow
         self.run: RunDir | None = None
-        self.learner_id: int | str | None = None
         self._run_dir = run_dir
         self._seed = seed
         self._window = window
         self._patience = patience or Patience()
         self._quiet = quiet
         self._trackers: list[TrackerBase] = []
-        self._config: LearnerConfig | None = None
-        self._pending: LearnerConfig | None = None
         self._state: IterationState | None = None
-        self._loop: Loop | None = None
-        self._stopping = False
 
     def add_tracker(self, tracker: TrackerBase) -> None:
         """Let ``tracker`` follow; call it after all tasks are registered."""
         tracker.on_start(self._manifest())
         self._trackers.append(tracker)
 
-    # -- running -------------------------------------------------------------------------------------------------------
-
-    def set_next_config(self, config: LearnerConfig) -> None:
-        """Use ``config`` from the next iteration on; it is a record of the run, so its arguments must be JSON-like."""
-        self._pending = config
-
     def get_current_state(self) -> IterationState | None:
         """The last state that was yielded."""
         return self._state
 
+    def _open(self, workflow: Workflow, facts: Mapping[str, Any], learners: int = 1) -> tuple[Session, int]:
+        """The run, owned, and the number of its (first) learner in this program.
+
+        Args:
+            workflow: what it consists of.
+            facts: what its run record says beside what follows from the workflow.
+            learners: how many learners it has.
+        """
+        number = len(_started)
+        inside_a_task = os.environ.get("ROSE_HPC_STAGE")  # whose ROSE_HPC_RUN is the outer run's
+        given = self._run_dir or (None if inside_a_task else os.environ.get("ROSE_HPC_RUN"))
+        path = None if given is None else rundir.check_path(Path(given))
+        if self._run_dir is None and number > 0:
+            path = _started[0].learner(number).path
+        exists = path is not None and (path / "journal.jsonl").exists()
+        self.run = RunDir(path) if path is not None and exists else rundir.create(workflow.name, path)
+        _started.extend([self.run] * learners)
+        session = Session(self.run, self._observers())
+        try:
+            clear_scratch(self.run)
+            seed = session.progress.run.get("seed", self._seed if self._seed is not None else choose_seed())
+            session.begin({**run_facts(workflow, seed, source="program"), **facts}, engine=self._engine)
+            session.check_scripts(sys.argv[:1], workflow.cwd)
+        except BaseException:
+            session.close()
+            raise
+        return session, number
+
+    @property
+    def _engine(self) -> str | None:
+        name = getattr(self.asyncflow.backend, "name", None)
+        return None if name is None else str(name)
+
+    def _observers(self) -> list[Observer]:
+        if self._quiet:
+            return []
+        from rose_hpc.report.view import Lines, PlainView
+
+        where = "" if self.run is None else str(self.run.path)
+        return [PlainView(sys.stderr, Lines(where, failures=False))]
+
+    def _seen(self, state: IterationState) -> IterationState:
+        """``state``, of which the trackers have been told."""
+        self._state = state
+        self._tell(lambda tracker: tracker.on_iteration(state))
+        return state
+
+    def _tell(self, what: Callable[[TrackerBase], None]) -> None:
+        for tracker in self._trackers:
+            try:
+                what(tracker)
+            except Exception:
+                log.exception("the tracker %s failed; the run goes on", type(tracker).__name__)
+
+    def _tell_stop(self, session: Session) -> None:
+        reasons = {"converged": "criterion_met", "max_iterations": "max_iter_reached", "stopped": "stopped"}
+        reason = reasons.get((session.progress.end or {}).get("state", ""), "error")
+        self._tell(lambda tracker: tracker.on_stop(self._state, reason))
+
+
+class SingleLearner(ReinforcementLearner):
+    """A learner by itself."""
+
+    learner_id: int | str | None = None
+    _learning: Learning | None = None
+    _pending: LearnerConfig | None = None  # set before it began
+
+    def set_next_config(self, config: LearnerConfig) -> None:
+        """Use ``config`` from the next iteration on; it is a record of the run, so its arguments must be JSON-like."""
+        if self._learning is None:
+            self._pending = config
+        else:
+            self._learning.set_next_config(config)
+
     def stop(self) -> None:
         """End the loop: what runs is ended, no further state is yielded, and the run can be resumed."""
-        if self._loop is not None:
-            self._stopping = True
-            self._loop.interrupt("the program called stop()")
+        if self._learning is not None:
+            self._learning.stop()
 
     async def learn(self, max_iter: int = 0, initial_config: LearnerConfig | None = None) -> IterationState | None:
-        """Run to the end; the last state, or None when a resumed run had nothing left to do."""
+        """Run to the end; the last state, that of its journal when a resumed run had nothing left to do."""
         state = None
         async for each in self.start(max_iter=max_iter, initial_config=initial_config):
             state = each
-        return state or self._last_known()
+        return state or (None if self.run is None else last_known(Progress.of(read_journal(self.run.journal))))
 
     async def start(
         self, max_iter: int = 0, initial_config: LearnerConfig | None = None
@@ -125,169 +191,25 @@ class ReinforcementLearner(Registering):
             Interrupted: on SIGINT, SIGTERM or SIGHUP, exit code 130; the run can be resumed.
         """
         workflow = self._workflow(max_iter, self._window, self._patience)
-        session, learner = self._open(workflow)
-        engine = Engine(self.asyncflow, session.run.scratch, session.run.owner, session.ownership.epoch)
+        session, number = self._open(workflow, {})
         try:
-            self._config = self._configured(session, initial_config)
-            self._check_values(workflow)
-            tries = Tries(session, workflow, engine, learner=learner, arguments=self._arguments)
-            self._loop = Loop(Stages(tries))
-            with interrupts(self._loop):
-                states = self._states(self._loop)
-                try:
+            self._learning = learning = Learning(
+                session, workflow, self.asyncflow, number, learner_id=self.learner_id, config=initial_config
+            )
+            if self._pending is not None:
+                learning.set_next_config(self._pending)
+                self._pending = None
+            with interrupts(learning.loop):
+                async with aclosing(learning.loop), aclosing(learning.states()) as states:
                     async for state in states:
-                        yield state
-                finally:
-                    await states.aclose()
+                        yield self._seen(state)
         finally:
-            self._loop = None
-            await engine.close()
+            self._learning = None
             self._tell_stop(session)
             session.close()
 
-    async def _states(self, loop: Loop) -> AsyncGenerator[IterationState, None]:
-        iterations = loop.iterations()
-        config: dict[str, Any] | None = None
-        try:
-            while True:
-                try:
-                    iteration = await iterations.asend(config)
-                except StopAsyncIteration:
-                    return
-                except Interrupted:
-                    if self._stopping:
-                        return
-                    raise
-                self._state = state = self._build(loop, iteration)
-                self._tell_iteration(state)
-                yield state
-                config = self._take_pending()
-        finally:
-            await iterations.aclose()
 
-    def _open(self, workflow: Workflow) -> tuple[Session, int]:
-        """The run of this learner, owned."""
-        learner = len(_started)
-        inside_a_task = os.environ.get("ROSE_HPC_STAGE")  # whose ROSE_HPC_RUN is the outer run's
-        given = self._run_dir or (None if inside_a_task else os.environ.get("ROSE_HPC_RUN"))
-        path = None if given is None else rundir.check_path(Path(given))
-        if self._run_dir is None and learner > 0:
-            path = _started[0].path / f"learner-{learner}"
-        exists = path is not None and (path / "journal.jsonl").exists()
-        self.run = RunDir(path) if path is not None and exists else rundir.create(workflow.name, path)
-        _started.append(self.run)
-        session = Session(self.run, self._observers())
-        try:
-            clear_scratch(self.run)
-            seed = self._seed if self._seed is not None else choose_seed()
-            facts = run_facts(workflow, session.progress.run.get("seed", seed), source="program")
-            session.begin(facts, engine=getattr(self.asyncflow.backend, "name", None))
-            session.check_scripts(sys.argv[:1], workflow.cwd)
-        except BaseException:
-            session.close()
-            raise
-        return session, learner
-
-    def _observers(self) -> list[Observer]:
-        if self._quiet:
-            return []
-        from rose_hpc.report.view import Lines, PlainView
-
-        where = "" if self.run is None else str(self.run.path)
-        return [PlainView(sys.stderr, Lines(where, failures=False))]
-
-    def _configured(self, session: Session, initial: LearnerConfig | None) -> LearnerConfig | None:
-        recorded = session.progress.config
-        return initial if recorded is None else LearnerConfig.model_validate(recorded)
-
-    def _check_values(self, workflow: Workflow) -> None:
-        """Whether the functions can take what they will be given, before an hour of collecting has passed."""
-        criterion = [("check", workflow.criterion.work, 1)] if workflow.criterion else []
-        for stage, work, count in (("update", workflow.update, len(workflow.environments)), *criterion):
-            args, kwargs = self._arguments(stage, 0)
-            function = work.function or work.make_command
-            if function is not None and not takes(function, len(args) + count, kwargs):
-                raise UsageError(
-                    f"{function.__name__} is called with {len(args) + count} values and does not take them",
-                    hint=f"write `def {function.__name__}(*args)`",
-                )
-
-    def _take_pending(self) -> dict[str, Any] | None:
-        if self._pending is None:
-            return None
-        self._config, self._pending = self._pending, None
-        try:
-            return self._config.model_dump(mode="json")
-        except ValueError as error:
-            raise UsageError(
-                f"set_next_config: {error}", hint="its arguments must be JSON-like, so that a record holds them"
-            ) from error
-
-    def _arguments(self, stage: str, iteration: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        task = {"collect": "environment", "check": "criterion"}.get(stage, stage)
-        config = self._config.get_task_config(task, iteration) if self._config else None
-        return (config.args, config.kwargs) if config else ((), {})
-
-    def _build(self, loop: Loop, iteration: int) -> IterationState:
-        progress, criterion = loop.session.progress, loop.workflow.criterion
-        state: dict[str, Any] = {}
-        for name, value in loop.stages.values.items():
-            if isinstance(value, dict):
-                state.update(
-                    {k: v for k, v in value.items() if name != "check" or k not in ("metric_value", "should_stop")}
-                )
-        reward = progress.reward if criterion else None
-        return IterationState(
-            iteration=iteration,
-            metric_name=criterion.metric if criterion else None,
-            metric_value=reward,
-            metric_threshold=criterion.threshold if criterion else None,
-            metric_history=[value for _, value in progress.rewards],
-            should_stop=criterion is not None and reward is not None and criterion.met(reward),
-            current_config=self._config,
-            learner_id=self.learner_id,
-            state=state,
-        )
-
-    def _last_known(self) -> IterationState | None:
-        """The last state of a run that was already finished, from its journal."""
-        if self.run is None:
-            return None
-        from rose_hpc.journal import read_journal
-        from rose_hpc.progress import Progress
-
-        progress = Progress.of(read_journal(self.run.journal))
-        if progress.iteration == 0:
-            return None
-        run = progress.run
-        ended = progress.end or {}
-        return IterationState(
-            iteration=progress.iteration - 1,
-            metric_name=run.get("metric"),
-            metric_value=progress.reward,
-            metric_threshold=run.get("threshold"),
-            metric_history=[value for _, value in progress.rewards],
-            should_stop=ended.get("state") == "converged",
-            current_config=self._config,
-        )
-
-    def _tell(self, what: Callable[[TrackerBase], None]) -> None:
-        for tracker in self._trackers:
-            try:
-                what(tracker)
-            except Exception:
-                log.exception("the tracker %s failed; the run goes on", type(tracker).__name__)
-
-    def _tell_iteration(self, state: IterationState) -> None:
-        self._tell(lambda tracker: tracker.on_iteration(state))
-
-    def _tell_stop(self, session: Session) -> None:
-        reasons = {"converged": "criterion_met", "max_iterations": "max_iter_reached", "stopped": "stopped"}
-        reason = reasons.get((session.progress.end or {}).get("state", ""), "error")
-        self._tell(lambda tracker: tracker.on_stop(self._state, reason))
-
-
-class ParallelExperience(ReinforcementLearner):
+class ParallelExperience(SingleLearner):
     """N environments side by side, their experience merged, one update, one check; and again.
 
     ::
@@ -304,17 +226,163 @@ class ParallelExperience(ReinforcementLearner):
         return self._environment(name, options)
 
 
-class SequentialReinforcementLearner(ReinforcementLearner):
-    """The one-environment case of :class:`ParallelExperience`."""
-
+class _OneEnvironment(Registering):
     @overload
     def environment_task(self, func: F, /) -> F: ...
     @overload
     def environment_task(self, **options: Any) -> Callable[[F], F]: ...
     def environment_task(self, func: Any = None, **options: Any) -> Any:
-        """Register the environment, bare or called."""
+        """Register the environment, bare or called; several where each has a ``name``."""
 
         def decorate(func: F) -> F:
             return self._environment(options.pop("name", "env_1"), options)(func)
 
         return decorate if func is None else decorate(func)
+
+
+class SequentialReinforcementLearner(_OneEnvironment, SingleLearner):
+    """The one-environment case of :class:`ParallelExperience`."""
+
+
+class ParallelReinforcementLearner(_OneEnvironment, ReinforcementLearner):
+    """Several learners with the same tasks, each with arguments, seeds and policies of its own, on one engine.
+
+    ::
+
+        rl = ParallelReinforcementLearner(asyncflow)
+        ...
+        async for state in rl.start(parallel_learners=3, max_iter=100, learner_configs=[slow, fast, None]):
+            print(state.learner_id, state.iteration, state.metric_value)
+
+    Each has a run directory of its own, ``learner-0`` and on, inside the run's.
+    """
+
+    _learnings: Mapping[int | str, Learning] = MappingProxyType({})
+    _pending: Sequence[tuple[LearnerConfig, int | str | None]] = ()
+
+    def set_next_config(self, config: LearnerConfig, learner_id: int | str | None = None) -> None:
+        """Use ``config`` from the next iteration on; it is a record of the run, so its arguments must be JSON-like.
+
+        Args:
+            config: the arguments.
+            learner_id: of this learner; None: of every one. One that has ended has no next iteration.
+
+        Raises:
+            UsageError: there is no such learner, or no record can hold ``config``.
+        """
+        if not self._learnings:
+            self._pending = (*self._pending, (config, learner_id))
+            return
+        if learner_id is not None and learner_id not in self._learnings:
+            known = ", ".join(map(repr, self._learnings))
+            raise UsageError(f"there is no learner {learner_id!r}", hint=f"there are {known}")
+        for known_id, learning in self._learnings.items():
+            if learner_id in (None, known_id) and learning.session.progress.end is None:
+                learning.set_next_config(config)
+
+    def stop(self) -> None:
+        """End all learners: what runs is ended, no further state of it is yielded, and the run can be resumed."""
+        for learning in self._learnings.values():
+            learning.stop()
+
+    async def learn(
+        self,
+        parallel_learners: int | None = None,
+        max_iter: int = 0,
+        learner_configs: Configs | None = None,
+        learner_names: Sequence[str] | None = None,
+    ) -> list[IterationState | None]:
+        """Run to the end; the last state of each learner, also of those that had nothing left to do."""
+        async for _ in self.start(parallel_learners, max_iter, learner_configs, learner_names):
+            pass
+        return [last_known(Progress.of(read_journal(run.journal)), None, name) for name, run in self._runs.items()]
+
+    async def start(
+        self,
+        parallel_learners: int | None = None,
+        max_iter: int = 0,
+        learner_configs: Configs | None = None,
+        learner_names: Sequence[str] | None = None,
+    ) -> AsyncIterator[IterationState]:
+        """Run, yielding the states of all learners as they come, each with its ``learner_id``.
+
+        A learner goes on once its state was looked at. One that converges, reaches ``max_iter`` or fails stops no
+        other; a failure is told at once, and raised when all have ended.
+
+        Args:
+            parallel_learners: how many, at least 2; by default as many as there are names or configurations, or 2.
+            max_iter: iterations of each at most; 0: until its criterion is met.
+            learner_configs: arguments for the tasks of each learner, until :meth:`set_next_config`: in order, or by
+                learner_id.
+            learner_names: the learner_ids; by default 0, 1, ...
+
+        Raises:
+            UsageError: something is not registered, would never end, or does not match.
+            TaskError: of the first learner that failed; the run can be resumed.
+            Interrupted: on SIGINT, SIGTERM or SIGHUP, exit code 130; the run can be resumed.
+        """
+        configs = by_learner(parallel_learners, learner_configs, learner_names)
+        workflow = self._workflow(max_iter, self._window, self._patience)
+        labels = [str(each) for each in configs]
+        session, first = self._open(workflow, {"learners": [{"name": label} for label in labels]}, len(configs))
+        try:
+            with ExitStack() as stack:
+                learnings = self._begin(session, workflow, first, configs, stack)
+                self._learnings = learnings
+                for config, learner_id in self._pending:
+                    self.set_next_config(config, learner_id)
+                population = Population(session, [each.loop for each in learnings.values()], labels)
+                stack.enter_context(interrupts(population))
+                sources = [each.states() for each in learnings.values()]
+                async with aclosing(population), aclosing(population.follow(sources)) as states:
+                    async for state in states:
+                        yield self._seen(state)
+        finally:
+            self._learnings, self._pending = {}, ()
+            self._tell_stop(session)
+            session.close()
+
+    def _begin(
+        self,
+        session: Session,
+        workflow: Workflow,
+        first: int,
+        configs: Mapping[int | str, LearnerConfig | None],
+        stack: ExitStack,
+    ) -> dict[int | str, Learning]:
+        facts = run_facts(workflow, session.progress.run["seed"], source="program")
+        each = [{**facts, "label": str(learner_id)} for learner_id in configs]
+        sessions = open_learners(session, each, self._engine, stack)
+        self._runs = dict(zip(configs, (learner.run for learner in sessions), strict=True))
+        learnings: dict[int | str, Learning] = {}
+        beside = None
+        for number, ((learner_id, config), own) in enumerate(zip(configs.items(), sessions, strict=True), first):
+            learnings[learner_id] = learning = Learning(
+                own, workflow, self.asyncflow, number, learner_id=learner_id, config=config, beside=beside
+            )
+            beside = beside or learning
+        return learnings
+
+
+def by_learner(
+    count: int | None, configs: Configs | None, names: Sequence[str] | None
+) -> dict[int | str, LearnerConfig | None]:
+    """The configuration of each learner by its learner_id, from what :meth:`ParallelReinforcementLearner.start` takes.
+
+    Raises:
+        UsageError: they do not match, or it is a single learner.
+    """
+    if count is None:
+        count = len(names or configs or (0, 1))
+    ids: list[int | str] = list(range(count) if names is None else names)
+    if count < 2:
+        raise UsageError(f"{count} learner is no population", hint="use SequentialReinforcementLearner for one")
+    if len(ids) != count or len(set(map(str, ids))) != count:
+        raise UsageError(f"learner_names are {ids}, for {count} learners", hint="give each a name of its own")
+    if isinstance(configs, Mapping):
+        if unknown := [key for key in configs if key not in ids]:
+            raise UsageError(f"learner_configs has {unknown[0]!r}", hint=f"the learners are {ids}")
+        return {each: configs.get(each) for each in ids}
+    if configs is not None and len(configs) != count:
+        raise UsageError(f"there are {len(configs)} learner_configs for {count} learners", hint="give one to each")
+    return dict(zip(ids, configs or [None] * count, strict=True))

@@ -13,11 +13,19 @@ from typing import Any
 
 from rose_hpc import failpoints, retention
 from rose_hpc.errors import Interrupted, RoseHpcError, TaskError
+from rose_hpc.execution.engine import Engine
+from rose_hpc.session import Session
 from rose_hpc.stages import Stages
+from rose_hpc.tries import Arguments, Tries
 from rose_hpc.walltime import NoTimeError
+from rose_hpc.workflow import Workflow
 
 #: how often the environments of one iteration are run again for shards found damaged
 _MOST_DAMAGES = 3
+
+
+#: why a loop stops that a program no longer asks for iterations
+LEFT = "the program left the loop"
 
 
 @dataclass(frozen=True)
@@ -40,9 +48,33 @@ class Loop:
         self._running: asyncio.Task[None] | None = None
         self._interrupt = ""
         self._cut_off = False
+        self._unseen = False
 
-    async def iterations(self) -> AsyncGenerator[int, dict[str, Any] | None]:
-        """Yield every iteration once it is checked; ``asend`` the configuration that was set meanwhile, if any.
+    @classmethod
+    def of(
+        cls,
+        session: Session,
+        workflow: Workflow,
+        asyncflow: Any,
+        *,
+        learner: int = 0,
+        arguments: Arguments | None = None,
+        beside: Loop | None = None,
+    ) -> Loop:
+        """The loop of a run whose first records are there, on an engine.
+
+        Args:
+            session, workflow, learner, arguments: see :class:`~rose_hpc.tries.Tries`.
+            asyncflow: the engine.
+            beside: another learner's, with which it shares how many environments run at once.
+        """
+        owner = session.ownership
+        engine = Engine(asyncflow, session.run.scratch, owner.run.owner, owner.epoch)
+        limit = None if beside is None else beside.stages.tries.limit
+        return cls(Stages(Tries(session, workflow, engine, learner=learner, arguments=arguments, limit=limit)))
+
+    async def iterations(self) -> AsyncGenerator[int, None]:
+        """Yield every iteration once it is checked; it is closed once the next one is asked for.
 
         Raises:
             TaskError: a rank or stage failed; the run can be resumed.
@@ -59,12 +91,13 @@ class Loop:
                 iteration = progress.iteration
                 await self._guarded(self._iteration(iteration))
                 try:
-                    config = yield iteration
+                    yield iteration
                 except GeneratorExit:
-                    self._close(iteration, None)
-                    await self._end(self.verdict() or Verdict("stopped", "the program left the loop"))
+                    if not self._unseen:
+                        self._close(iteration)
+                    await self._end(self.verdict() or Verdict("stopped", LEFT))
                     raise
-                self._close(iteration, config)
+                self._close(iteration)
             await self._end(verdict)
         except Interrupted as stop:
             await self._end(Verdict("stopped", stop.message))
@@ -75,6 +108,11 @@ class Loop:
         finally:
             self._watch_walltime(stop=True)
             await self.stages.abandon("the driver ended")
+
+    @property
+    def done(self) -> int:
+        """Iterations that are complete."""
+        return self.session.progress.iteration
 
     def verdict(self) -> Verdict | None:
         """Whether the iterations that are complete are enough, and why."""
@@ -134,6 +172,14 @@ class Loop:
         ):
             raise self.stages.tries.handing_over(why)
 
+    async def aclose(self) -> None:
+        """Let go of the engine; idempotent."""
+        await self.stages.engine.close()
+
+    def take_back(self) -> None:
+        """What was yielded last has reached nobody: left now, it is yielded again when the run goes on."""
+        self._unseen = True
+
     async def _iteration(self, iteration: int) -> None:
         """Whatever of this iteration has no record."""
         stages, progress = self.stages, self.session.progress
@@ -159,9 +205,9 @@ class Loop:
             await stages.check(iteration, self.workflow.criterion.work)
             self.walltime.worked = True
 
-    def _close(self, iteration: int, config: dict[str, Any] | None) -> None:
+    def _close(self, iteration: int) -> None:
         failpoints.hit("iteration-done")
-        self.session.record("checkpoint", iteration=iteration, **({"config": config} if config is not None else {}))
+        self.session.record("checkpoint", iteration=iteration)
         failpoints.hit("checkpoint-recorded")
         self.stages.tries.forget(iteration)
         self.session.journal.sync()

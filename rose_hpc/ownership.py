@@ -251,7 +251,12 @@ def _read(owner: Path) -> dict[str, Any] | None:
 
 
 def owner_lives(run: RunDir) -> bool:
-    """Whether a driver of this run seems alive, at one look: its heartbeat is fresh and, on this host, it is there."""
+    """Whether a driver of this run seems alive, at one look: its heartbeat is fresh and, on this host, it is there.
+
+    The learners of a population have the driver of their run.
+    """
+    if run.within is not None and not run.owner.exists():
+        return owner_lives(run.within)
     facts = read_owner(run)
     if not facts or not facts.get("pid") or _is_stale(facts):
         return False

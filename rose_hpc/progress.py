@@ -24,7 +24,8 @@ class Progress:
         stages: the current iteration's stage records, by stage.
         rewards: one (iteration, reward) for each check.
         merges, updates: every iteration's merge and update records.
-        config: what ``set_next_config`` set last, or None.
+        config: what ``set_next_config`` set last for the current iteration, or None.
+        next_config: a record of what it set since, for the next one.
         end: the last end record, if no driver came after it.
         scripts: the digest of every script, as last seen.
         jobs: one record for each driver.
@@ -47,6 +48,7 @@ class Progress:
     merges: dict[int, Record] = field(default_factory=dict)
     updates: dict[int, Record] = field(default_factory=dict)
     config: Any = None
+    next_config: Record | None = None
     end: Record | None = None
     scripts: dict[str, str] = field(default_factory=dict)
     jobs: list[Record] = field(default_factory=list)
@@ -102,7 +104,10 @@ class Progress:
                 self.iteration = record["iteration"] + 1
                 self.ranks, self.stages = {}, {}
                 self.extended = False
-                self.config = record.get("config", self.config)
+                self.config = self.config if self.next_config is None else self.next_config["config"]
+                self.next_config = None
+            case "config":
+                self.next_config = record
             case "end":
                 self.end = record
 
@@ -182,12 +187,17 @@ class Progress:
             operator: the criterion's.
             before: only iterations before this one.
         """
-        threshold = float(self.run.get("threshold") or 0.0)
-
-        def badness(reward: float) -> float:
-            if operator.startswith("="):
-                return abs(reward - threshold)
-            return reward if operator.startswith("<") else -reward
-
         rewards = (entry for entry in self.rewards if before is None or entry[0] < before)
-        return min(rewards, key=lambda entry: (badness(entry[1]), entry[0]), default=None)
+        return min(rewards, key=lambda entry: (badness(entry[1], operator, self.threshold), entry[0]), default=None)
+
+    @property
+    def threshold(self) -> float:
+        """The criterion's; 0 without one."""
+        return float(self.run.get("threshold") or 0.0)
+
+
+def badness(reward: float, operator: str, threshold: float) -> float:
+    """Less for a better reward: a greater one; where less is asked for, a lesser; where equality is, a nearer."""
+    if operator.startswith("="):
+        return abs(reward - threshold)
+    return reward if operator.startswith("<") else -reward

@@ -203,6 +203,19 @@ def find(path: Path) -> RunDir:
     )
 
 
+def find_whole(path: Path) -> RunDir:
+    """The same, for what is done to a run as a whole.
+
+    Raises:
+        RunError: when there is none.
+        UsageError: when it is a learner of a run.
+    """
+    run = find(path)
+    if run.within is not None:
+        raise UsageError(f"{run.path} is one learner of a run", hint=f"name the whole, {run.within.path}")
+    return run
+
+
 def find_all(folder: Path | None = None) -> list[RunDir]:
     """Every run in the runs folder, by name."""
     folder = folder or runs_folder()

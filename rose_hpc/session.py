@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: of a file on a command line, only one of at most this size is taken for a script
 _SCRIPT_BYTES = 16 * 1024 * 1024
+#: what a run says of itself once and for all
+_KEPT = ("name", "environments", "seed", "learners", "learner", "parameters")
 
 
 class Observer(Protocol):
@@ -36,6 +38,9 @@ class Observer(Protocol):
     def warned(self, text: str) -> None:
         """Something people should know, which ends nothing."""
 
+    def learner(self, label: str) -> Observer:
+        """Who watches one of the run's learners."""
+
 
 class Session:
     """One driver's time with a run.
@@ -43,29 +48,36 @@ class Session:
     Args:
         run: the run directory; it exists, and has a journal.
         observers: told of every record.
+        within: the session of the run of which this is a learner, which owns both, and whose heartbeat is for both.
 
     Raises:
         OwnedError: when another driver lives.
         JournalError: when the journal is damaged.
     """
 
-    def __init__(self, run: RunDir, observers: Sequence[Observer] = ()) -> None:
+    def __init__(self, run: RunDir, observers: Sequence[Observer] = (), *, within: Session | None = None) -> None:
         self.run = run
         self.observers = list(observers)
-        self.ownership = Ownership(run)
+        self.ownership: Ownership = Ownership(run) if within is None else within.ownership
+        self._owner: Session = within or self
         try:
             self.journal = Journal(run.journal)
         except BaseException:
-            self.ownership.release()
+            if within is None:
+                self.ownership.release()
             raise
         failpoints.hit("session-read")
         self.progress = Progress.of(self.journal)
-        self.ownership.follow(max((int(job["epoch"]) for job in self.progress.jobs), default=-1))
         self._lost: OwnedError | None = None
         self._checked: set[str] = set()
         self._closing = threading.Event()
+        self._journals = [self.journal]  # its own, and its learners'
         self._beating = threading.Thread(target=self._beat, name="rose_hpc heartbeat", daemon=True)
-        self._beating.start()
+        if within is None:
+            self.ownership.follow(max((int(job["epoch"]) for job in self.progress.jobs), default=-1))
+            self._beating.start()
+        else:
+            within._journals.append(self.journal)
 
     def _beat(self) -> None:
         # A thread, because a program may keep the event loop busy for longer than a heartbeat may be late.
@@ -73,7 +85,8 @@ class Session:
         while not self._closing.wait(SYNC_INTERVAL_S):
             waited += SYNC_INTERVAL_S
             try:
-                self.journal.sync()
+                for journal in tuple(self._journals):
+                    journal.sync()
                 if waited >= HEARTBEAT_S:
                     waited = 0.0
                     self.ownership.beat()
@@ -101,8 +114,8 @@ class Session:
         Raises:
             OwnedError: when another driver has taken the run over.
         """
-        if self._lost is not None:
-            raise self._lost
+        if self._owner._lost is not None:
+            raise self._owner._lost
         self.ownership.check()
 
     def started(self, iteration: int, stage: str, environment: str = "") -> None:
@@ -132,10 +145,10 @@ class Session:
         if not known:
             self.record("run", version=__version__, **facts)
             failpoints.hit("session-run-recorded")
-        elif changed := [key for key in ("name", "environments", "seed") if known[key] != facts[key]]:
+        elif changed := [key for key in _KEPT if known.get(key) != facts.get(key)]:
             key = changed[0]
             raise RunError(
-                f"{self.run.path} is a run with {key} {known[key]}, not {facts[key]}",
+                f"{self.run.path} is a run with {key} {known.get(key)}, not {facts.get(key)}",
                 hint="bring that back, or start a new run",
             )
         else:
@@ -184,6 +197,10 @@ class Session:
         """Let go of the run; idempotent."""
         if not self._closing.is_set():
             self._closing.set()
+            if self._owner is not self:
+                self._owner._journals.remove(self.journal)
+                self.journal.close()
+                return
             self._beating.join()
             failpoints.hit("session-closing")
             try:

@@ -18,6 +18,7 @@ from rose_hpc.errors import Interrupted, RoseHpcError
 
 if TYPE_CHECKING:
     from rose_hpc.loop import Loop
+    from rose_hpc.population import Population
 
 #: they end what runs
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -25,7 +26,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WARNING = signal.SIGUSR2
 WARNED_S = 60.0
 _TOLD = "told to hand over (SIGUSR2), as Slurm does before the walltime"
-_loops: list[Loop] = []
+_loops: list[Loop | Population] = []
 _warned: list[int] = []  # before there was a loop
 _asking: set[asyncio.Task[None]] = set()
 
@@ -46,7 +47,7 @@ def _note_warning(number: int, _frame: object) -> None:
 
 
 @contextmanager
-def interrupts(loop: Loop) -> Iterator[None]:
+def interrupts(loop: Loop | Population) -> Iterator[None]:
     """Let signals interrupt the loop, or hand its run over; asyncflow's own handlers would cancel it without a record.
 
     A program's own handler for Slurm's warning is left alone.

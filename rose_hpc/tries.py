@@ -47,8 +47,10 @@ class Tries:
         session: the run, owned.
         workflow: what it consists of.
         engine: what carries attempts out.
-        learner: which of a program's learners this is.
+        learner: which of a program's learners, or of a population, this is.
         arguments: the program's own arguments for its tasks.
+        limit: how many environments run at once, shared with the other learners of a population; None: as the workflow
+            says.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Tries:
         *,
         learner: int = 0,
         arguments: Arguments | None = None,
+        limit: asyncio.Semaphore | None = None,
     ) -> None:
         self.session = session
         self.workflow = workflow
@@ -66,6 +69,7 @@ class Tries:
         self.learner = learner
         self.arguments = arguments or (lambda stage, iteration: ((), {}))
         self.walltime = Walltime(driver_end(engine.deadline, os.environ))
+        self.limit = limit or asyncio.Semaphore(workflow.max_concurrent or engine.width or 2**31)
         self.values: dict[str, Any] = {}  # this iteration's, by environment or stage
         self._numbers: Counter[tuple[int, str, str]] = Counter()
         self._failures: Counter[tuple[int, str, str]] = Counter()

@@ -207,9 +207,9 @@ def from_config(config: Config, learner: Mapping[str, Any] | None = None) -> Wor
 
     Args:
         config: the configuration.
-        learner: the parameters of one learner of its sweep.
+        learner: the parameters of one learner of its sweep; None: of the first.
     """
-    parameters = dict(learner or {})
+    parameters = dict(config.learners[0].parameters if learner is None else learner)
 
     def work(task: Any, own: Mapping[str, Any]) -> Work:
         named = Named(task.function, str(config.base), own, parameters) if task.function else None

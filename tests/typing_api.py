@@ -14,6 +14,7 @@ from rose_hpc import (
     IterationState,
     LearnerConfig,
     ParallelExperience,
+    ParallelReinforcementLearner,
     SequentialReinforcementLearner,
     ShardWriter,
     Task,
@@ -74,6 +75,27 @@ async def program(asyncflow: object) -> float | None:
             break
     last = await SequentialReinforcementLearner(asyncflow).learn(max_iter=1)
     return None if last is None else last.metric_value
+
+
+async def population(asyncflow: object) -> list[IterationState | None]:
+    rl = ParallelReinforcementLearner(asyncflow, seed=1)
+
+    @rl.environment_task(as_executable=False, max_rss_gb=2.0)
+    async def environment(*args: object) -> float:
+        return 1.0
+
+    @rl.update_task
+    async def update(*values: object) -> str:
+        return "update.py"
+
+    rl.add_tracker(Tracker())
+    by_iteration = LearnerConfig(update={0: TaskConfig(args=(1,)), -1: TaskConfig(kwargs={"rate": 0.1})})
+    async for state in rl.start(parallel_learners=2, max_iter=3, learner_configs=[by_iteration, None]):
+        rl.set_next_config(by_iteration, learner_id=state.learner_id)
+        rl.set_next_config(by_iteration)
+    async for _ in rl.start(learner_names=["a", "b"], learner_configs={"a": by_iteration}):
+        rl.stop()
+    return await rl.learn(3, max_iter=1)
 
 
 def errors(error: rose_hpc.RoseHpcError) -> str:

@@ -23,7 +23,7 @@ def command(run: Path, as_json: bool) -> None:
     """
     from rose_hpc.slurm.cancel import cancel
 
-    found = rundir.find(run)
+    found = rundir.find_whole(run)
     ended = cancel(found)
     if as_json:
         options.print_json({"run": str(found.path), "jobs": list(ended.jobs), "driver": ended.driver})

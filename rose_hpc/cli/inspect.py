@@ -9,6 +9,7 @@ import click
 
 from rose_hpc.cli import options
 from rose_hpc.errors import UsageError
+from rose_hpc.rundir import RunDir
 
 if TYPE_CHECKING:
     from rose_hpc.experience.schema import Column, ShardInfo
@@ -62,7 +63,11 @@ def _files(path: Path) -> list[Path]:
     """The file itself, or what a run holds now."""
     if not path.is_dir():
         return [path]
-    found = sorted([*path.glob("iter-*/bank.h5"), *path.glob("iter-*/shards/*.h5")])
+    found = [
+        file
+        for each in _runs(path)
+        for file in sorted([*each.glob("iter-*/bank.h5"), *each.glob("iter-*/shards/*.h5")])
+    ]
     if not found:
         raise UsageError(
             f"{path} holds no bank and no shard", hint="retention may have dropped them; see `rose-hpc status`"
@@ -70,11 +75,16 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
+def _runs(path: Path) -> list[Path]:
+    """A run directory, and those of its learners."""
+    return [path, *(each.path for each in RunDir(path).learners)]
+
+
 def banks_of(path: Path) -> list[Path]:
     """A file itself, or the banks that a run holds now."""
     if not path.is_dir():
         return [path]
-    if found := sorted(path.glob("iter-*/bank.h5")):
+    if found := [bank for each in _runs(path) for bank in sorted(each.glob("iter-*/bank.h5"))]:
         return found
     raise UsageError(f"{path} holds no bank", hint="keep more of them with `[retention] banks`")
 

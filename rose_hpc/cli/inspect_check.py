@@ -56,7 +56,7 @@ def _verdicts(path: Path | None) -> Iterator[Verdict]:
 
 
 def _check_run(run: RunDir) -> Iterator[Verdict]:
-    """The journal, and every shard, bank and policy of it that is still there."""
+    """The journal, and every shard, bank and policy of it that is still there; then the same of its learners."""
     try:
         records = read_journal(run.journal)
     except RunError as error:
@@ -74,6 +74,8 @@ def _check_run(run: RunDir) -> Iterator[Verdict]:
         for folder, name in ((run.policy(k), "policy"), (run.state(k), "state")):
             if folder.exists() and record.get(name):
                 yield _check_tree(folder, record[name]["digest"])
+    for learner in run.learners:
+        yield from _check_run(learner)
 
 
 def _check_file(path: Path, recorded: str | None) -> Verdict:

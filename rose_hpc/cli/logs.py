@@ -24,6 +24,9 @@ _POLL_S = 0.5
 @click.option("-i", "--iteration", type=click.IntRange(min=0), help="Of this iteration; default: the last with any.")
 @click.option("-s", "--stage", type=click.Choice(["collect", "merge", "update", "check"]), help="Of this stage.")
 @click.option("-e", "--environment", help="Of this environment.")
+@click.option(
+    "-l", "--learner", type=click.IntRange(min=0), help="Of this learner; default: of all, where there are several."
+)
 @click.option("-j", "--job", help="What this Slurm job printed: slurm/JOB.out.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is no longer driven.")
 @click.option("--list", "listed", is_flag=True, help="Print the files' names only.")
@@ -32,6 +35,7 @@ def command(
     iteration: int | None,
     stage: str | None,
     environment: str | None,
+    learner: int | None,
     job: str | None,
     follow: bool,
     listed: bool,
@@ -45,7 +49,9 @@ def command(
     wanted = {"stage": stage, "environment": environment}
 
     def select() -> list[Path]:
-        return _select(found, iteration, wanted) if job is None else _of_job(found, job)
+        if job is not None:
+            return _of_job(found, job)
+        return [path for each in _learners(found, learner) for path in _select(each, iteration, wanted)]
 
     if job is not None:
         if iteration is not None or stage is not None or environment is not None:
@@ -58,9 +64,7 @@ def command(
     if not paths and job is not None:
         raise UsageError(f"job {job} has printed nothing yet", hint=f"see `{found.command('status')}`")
     if not paths:
-        known = (
-            ", ".join(sorted({m["environment"] for m in _matches(found).values() if m["environment"]})) or "none yet"
-        )
+        known = ", ".join(sorted({m["environment"] for m in _all_matches(found) if m["environment"]})) or "none yet"
         raise UsageError(
             "there is no such log", hint=f"`{found.command('logs')} --list` lists them; environments: {known}"
         )
@@ -69,9 +73,29 @@ def command(
             click.echo(path)
             continue
         if len(paths) > 1:
-            click.echo(f"==> {path.name} <==")
+            click.echo(f"==> {_shown(found, path)} <==")
         with open(path, errors="replace") as file:
             shutil.copyfileobj(file, sys.stdout)
+
+
+def _learners(run: rundir.RunDir, number: int | None) -> list[rundir.RunDir]:
+    """The run itself, or those of its learners that are asked for."""
+    learners = run.learners
+    if number is None:
+        return [run, *learners]
+    if number not in {each.number for each in learners}:
+        known = ", ".join(str(each.number) for each in learners) or "none"
+        raise UsageError(f"there is no learner {number}", hint=f"learners that have begun: {known}")
+    return [each for each in learners if each.number == number]
+
+
+def _shown(run: rundir.RunDir, path: Path) -> str:
+    """The name of a log, with its learner's where it has one."""
+    return path.name if path.parent == run.logs else f"{path.parent.parent.name}/{path.name}"
+
+
+def _all_matches(run: rundir.RunDir) -> list[re.Match[str]]:
+    return [match for each in (run, *run.learners) for match in _matches(each).values()]
 
 
 def _matches(run: rundir.RunDir) -> dict[Path, re.Match[str]]:
@@ -122,7 +146,7 @@ def _follow(run: rundir.RunDir, select: Callable[[], list[Path]]) -> None:
                 data = file.read()
             if data:
                 if path != last:
-                    click.echo(f"==> {path.name} <==")
+                    click.echo(f"==> {_shown(run, path)} <==")
                 click.echo(data.decode(errors="replace"), nl=False)
                 shown[path], last = shown.get(path, 0) + len(data), path
         if not alive:

@@ -10,6 +10,7 @@ import click
 
 from rose_hpc.cli import options
 from rose_hpc.named import Named
+from rose_hpc.report.words import parameters
 from rose_hpc.workflow import Work
 
 
@@ -51,6 +52,12 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
         "name": workflow.name,
         "seed": config.seed,
         "folder": str(workflow.cwd),
+        "learners": [
+            {"learner": number, "name": each.label(number), "parameters": each.parameters}
+            for number, each in enumerate(config.learners)
+        ]
+        if config.sweep
+        else None,
         "engine": "embedded",
         "cores": cores,
         "at_once": min(at_once, len(workflow.environments)),
@@ -93,18 +100,12 @@ def describe(facts: dict[str, Any]) -> str:
     lines = [
         f"{facts['name']} (seed {seed}), until {' or '.join(until)}",
         f"commands run in {facts['folder']}",
+        *(_learners(facts["learners"]) if facts["learners"] else ()),
         "",
         f"1. collect: {len(environments)} environments, {facts['at_once']} at once on {facts['cores']} cores"
         f" ({facts['waves']} wave{'s' if facts['waves'] > 1 else ''})",
     ]
-    shown = environments if len(environments) <= 20 else [*environments[:10], None, *environments[-5:]]
-    for e in shown:
-        if e is None:
-            lines.append(f"     ... {len(environments) - 15} more ...")
-            continue
-        limit = _limit(e)
-        values = ", ".join(f"{key}={value}" for key, value in e["parameters"].items())
-        lines.append(f"     {e['name']}{f' ({values})' if values else ''}: {e['shown']}{limit}")
+    lines += _few([f"     {_called(e)}: {e['shown']}{_limit(e)}" for e in environments])
     shards = any(e["shard"] or e["function"] for e in environments)
     merged = (
         "their shards, in this order, into iter-NNNN/bank.h5" if shards else "nothing, for none has to leave a shard"
@@ -121,6 +122,22 @@ def describe(facts: dict[str, Any]) -> str:
         f"kept: policies {keep['policies']}, banks {keep['banks']}, shards {'yes' if keep['shards'] else 'no'}",
     ]
     return "\n".join(lines)
+
+
+def _learners(learners: list[dict[str, Any]]) -> list[str]:
+    """The learners of a sweep; what follows them is of the first."""
+    first = "; each does all of this, with its own parameters (shown: the first one's)"
+    return ["", f"{len(learners)} learners side by side{first}", *_few([f"     {_called(each)}" for each in learners])]
+
+
+def _few(lines: list[str]) -> list[str]:
+    """Of many lines the first and the last."""
+    return lines if len(lines) <= 20 else [*lines[:10], f"     ... {len(lines) - 15} more ...", *lines[-5:]]
+
+
+def _called(facts: dict[str, Any]) -> str:
+    values = parameters(facts["parameters"])
+    return str(facts["name"]) + (f" ({values})" if values else "")
 
 
 def _limit(facts: dict[str, Any]) -> str:

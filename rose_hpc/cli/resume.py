@@ -68,7 +68,7 @@ def command(
     Example: rose-hpc resume runs/cartpole-7f3a --max-iterations 200
              rose-hpc resume runs/cartpole-7f3a --from-iteration 20 --run-dir runs/other --set check.threshold=150
     """
-    sight = Sight.of(rundir.find(run))
+    sight = Sight.of(rundir.find_whole(run))
     changes = Changes(max_iterations, sets)
     submitted = bool(sight.jobs)
     if from_iteration is not None or run_dir is not None:

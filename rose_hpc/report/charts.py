@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from rose_hpc.report.history import LATELY, EnvironmentFacts, Iteration
@@ -18,6 +19,23 @@ _COLUMNS, _MARKS, _BARS = 850, 1000, 120
 #: the most lines that can be told apart
 MOST_LINES = 8
 _LEVELS = 7
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a chart of several lines is about: its id, whose lines they are, and what they show."""
+
+    name: str
+    thing: str
+    what: str
+    axis: str
+    latest: str
+    value: Callable[[EnvironmentFacts], float | None]
+
+
+RETURNS = Subject(
+    "returns", "environment", "return", "mean return of an episode", f"return (last {LATELY})", lambda each: each.lately
+)
 
 
 def reward_chart(iterations: Sequence[Iteration], metric: str, operator: str, resumed: Sequence[int]) -> Element:
@@ -69,17 +87,20 @@ def _best(points: Sequence[Point], operator: str) -> list[Point]:
     return found
 
 
-def returns_chart(environments: Sequence[EnvironmentFacts], last: int) -> Element:
+def returns_chart(environments: Sequence[EnvironmentFacts], last: int, subject: Subject = RETURNS) -> Element:
     """Mean return of each environment's episodes: a line for each where there are few, else a map."""
     with_any = [each for each in environments if each.returns]
+    name, title = f"{subject.name}-chart", f"{subject.what.capitalize()} by {subject.thing}"
     if len(with_any) > MOST_LINES:
         rows = [(_label(each), each.returns) for each in with_any]
-        return heat_map("returns-chart", "Return by environment and iteration", rows, last, number)
+        return heat_map(name, f"{title} and iteration", rows, last, number)
     values = [value for each in with_any for value in each.returns.values()]
-    about = f"{count(len(with_any), 'environment')}, returns from {number(min(values))} to {number(max(values))}"
-    svg = picture("returns-chart", "Return by environment", about, 320)
+    about = (
+        f"{count(len(with_any), subject.thing)}, {subject.what}s from {number(min(values))} to {number(max(values))}"
+    )
+    svg = picture(name, title, about, 320)
     chart = plot(svg, (0.0, float(max(1, last))), padded(min(values), max(values)), (64, 34, WIDTH - 200, 270))
-    _axes(chart, 0, max(1, last), "mean return of an episode")
+    _axes(chart, 0, max(1, last), subject.axis)
     ends = []
     for index, each in enumerate(with_any):
         points = [(float(key), each.returns[key]) for key in sorted(each.returns)]
@@ -102,18 +123,21 @@ def _apart(labels: Iterable[tuple[float, int, str]], least: float) -> list[tuple
     return placed
 
 
-def parameter_chart(environments: Sequence[EnvironmentFacts], key: str, index: int) -> Element:
+def parameter_chart(
+    environments: Sequence[EnvironmentFacts], key: str, index: int, subject: Subject = RETURNS
+) -> Element:
     """What environments returned lately against one parameter: a dot for each, and a line through the means."""
-    found = [(each.parameters[key], each.lately, each) for each in environments if key in each.parameters]
+    found = [(each.parameters[key], subject.value(each), each) for each in environments if key in each.parameters]
     known = [(value, lately, each) for value, lately, each in found if lately is not None]
     order = _in_order(value for value, _, _ in known)
     values = [lately for _, lately, _ in known]
-    about = f"{count(len(order), 'value')} of {key}, returns from {number(min(values))} to {number(max(values))}"
-    svg = picture(f"parameter-chart-{index}", f"Return against {key}", about, 260, WIDTH / 2 - 10)
+    between = f"{subject.what}s from {number(min(values))} to {number(max(values))}"
+    about, title = f"{count(len(order), 'value')} of {key}, {between}", f"{subject.what.capitalize()} against {key}"
+    svg = picture(f"parameter-chart-{index}", title, about, 260, WIDTH / 2 - 10)
     chart = plot(svg, (-0.5, len(order) - 0.5), padded(min(values), max(values)), (64, 34, WIDTH / 2 - 26, 210))
     every = -(-len(order) // 8)
     across = [(float(k), value[:12]) for k, value in enumerate(order) if k % every == 0]
-    chart.axes(across, _up(chart), (clean(key), f"return (last {LATELY})"))
+    chart.axes(across, _up(chart), (clean(key), subject.latest))
     means = []
     for k, value in enumerate(order):
         here = [(lately, each) for other, lately, each in known if _word(other) == value]

@@ -9,8 +9,9 @@ from xml.etree.ElementTree import Element
 
 from markupsafe import Markup
 
+from rose_hpc.progress import badness
 from rose_hpc.report import charts, gantt
-from rose_hpc.report.history import LATELY, History, Iteration
+from rose_hpc.report.history import LATELY, EnvironmentFacts, History, Iteration
 from rose_hpc.report.svg import to_text
 from rose_hpc.report.timeline import STRAGGLES, Timeline
 from rose_hpc.report.words import count, duration, number
@@ -22,11 +23,12 @@ _MOST_PARAMETERS = 6
 
 @dataclass(frozen=True)
 class Page:
-    """All that a report is made from."""
+    """All that a report is made from; ``learners``: where there are several, their rewards in place of returns."""
 
     sight: Sight
     timeline: Timeline
     history: History
+    learners: tuple[EnvironmentFacts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Figure:
 def figures(page: Page) -> dict[str, list[Figure]]:
     """The figures of each section; a section without data has none."""
     return {
+        "learners": _learners(page),
         "reward": _reward(page),
         "environments": [*_returns(page), *_rank_times(page)],
         "timeline": _timeline(page),
@@ -88,17 +91,43 @@ def _returns(page: Page) -> list[Figure]:
     if len(environments) > charts.MOST_LINES:
         episode += _bins(last + 1, 160)
     found = [_figure("Return by environment", [charts.returns_chart(environments, last)], episode)]
-    keys = list(dict.fromkeys(key for each in environments for key in each.parameters))
-    given = {key: {str(each.parameters[key]) for each in environments if key in each.parameters} for key in keys}
+    caption = f"Each environment's mean over its last {LATELY} iterations (dots), "
+    return [*found, *_against(environments, "Return against parameter", caption, charts.RETURNS)]
+
+
+def _learners(page: Page) -> list[Figure]:
+    learners = [each for each in page.learners if each.returns]
+    if not learners:
+        return []
+    run = page.sight.progress.run
+    metric, operator, threshold = str(run.get("metric")), str(run.get("operator") or ">"), page.sight.progress.threshold
+
+    def best(each: EnvironmentFacts) -> float | None:
+        return min(each.returns.values(), key=lambda reward: badness(reward, operator, threshold), default=None)
+
+    subject = charts.Subject("rewards", "learner", "reward", metric, f"best {metric}", best)
+    last = max(max(each.returns) for each in learners)
+    caption = f"{metric} of each learner's checks; the run has converged once all are {operator} {number(threshold)}."
+    if len(learners) > charts.MOST_LINES:
+        caption += _bins(last + 1, 160)
+    chart = charts.returns_chart(learners, last, subject)
+    against = _against(learners, "Best reward against parameter", "Each learner's best reward (dots), ", subject)
+    return [_figure("Reward by learner", [chart], caption), *against]
+
+
+def _against(each_of: Sequence[EnvironmentFacts], title: str, caption: str, subject: charts.Subject) -> list[Figure]:
+    """A picture for every parameter that is not the same everywhere."""
+    keys = list(dict.fromkeys(key for each in each_of for key in each.parameters))
+    given = {key: {str(each.parameters[key]) for each in each_of if key in each.parameters} for key in keys}
     varied = [key for key in keys if len(given[key]) > 1]
-    if varied:
-        pictures = [charts.parameter_chart(environments, key, k) for k, key in enumerate(varied[:_MOST_PARAMETERS])]
-        caption = f"Each environment's mean over its last {LATELY} iterations (dots), "
-        caption += "and the mean of those that share a value (line). Values are evenly spaced, in order."
-        if len(varied) > _MOST_PARAMETERS:
-            caption += f" The first {_MOST_PARAMETERS} of {len(varied)} parameters."
-        found.append(_figure("Return against parameter", pictures, caption))
-    return found
+    if not varied:
+        return []
+    shown = varied[:_MOST_PARAMETERS]
+    pictures = [charts.parameter_chart(each_of, key, k, subject) for k, key in enumerate(shown)]
+    caption += "and the mean of those that share a value (line). Values are evenly spaced, in order."
+    if len(varied) > _MOST_PARAMETERS:
+        caption += f" The first {_MOST_PARAMETERS} of {len(varied)} parameters."
+    return [_figure(title, pictures, caption)]
 
 
 def _bins(columns: int, most: int) -> str:
@@ -134,11 +163,12 @@ def _timeline(page: Page) -> list[Figure]:
     detail: list[Figure] = []
     if len(timeline.ranks) > gantt.MOST_RANKS:
         caption += f" With {len(timeline.ranks):,} ranks, nodes are drawn as how many ran at once (mean over time)"
-        caption += ", and stages as their share of each stretch of time; some iterations follow in full."
+        caption += ", and stages as their share of each stretch of time"
+        caption += "; some iterations follow in full." if page.history.complete else "."
         chosen = _telling(page.history.complete)
         pictures = [gantt.iteration_chart(timeline, each.number, why) for each, why in chosen]
         names = "; ".join(f"iteration {each.number} ({why})" for each, why in chosen)
-        detail = [_figure("Iterations in full", pictures, f"Every rank of {names}.")]
+        detail = [_figure("Iterations in full", pictures, f"Every rank of {names}.")] if chosen else []
     used = [entry for entry in legend if entry[0] in kinds]
     return [_figure("The whole run", [gantt.overview(timeline)], caption, used), *detail]
 

@@ -64,7 +64,8 @@ def overview(timeline: Timeline) -> Element:
     about = f"{count(len(timeline.ranks), 'rank')} over {duration(timeline.end - timeline.start)}"
     paper = _Paper(picture("timeline-chart", "Timeline of jobs, stages and ranks", about, 100), scale, left, right)
     _jobs(paper, timeline)
-    _stages(paper, timeline, spans)
+    if timeline.stages:
+        _stages(paper, timeline, spans)
     if len(timeline.ranks) <= MOST_RANKS:
         _ranks(paper, timeline.ranks, with_iteration=True)
     else:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from rose_hpc import __version__, publishing
 from rose_hpc.errors import RoseHpcError, RunError, UsageError
-from rose_hpc.report import tables
+from rose_hpc.report import population, tables
 from rose_hpc.report.figures import Page, figures
 from rose_hpc.report.history import read_history
 from rose_hpc.report.timeline import read_timeline
@@ -35,7 +35,7 @@ def write_report(run: RunDir, output: Path | None = None) -> Path:
 
     Args:
         run: the run, in whatever state.
-        output: the file; ``report.html`` in the run if not given.
+        output: the file; ``report.html`` in the run if not given, and then in each of its learners, too.
 
     Returns:
         the file.
@@ -47,31 +47,41 @@ def write_report(run: RunDir, output: Path | None = None) -> Path:
     target = (output or run.path / "report.html").absolute()
     if target.suffix.lower() not in (".html", ".htm") or target.is_dir():
         raise UsageError(f"{target} is not named *.html", hint="a report is a page: give --output FILE.html")
-    page = render(Sight.of(run))
+    sight = Sight.of(run)
+    pages = {target: render(sight, linked=output is None)}
+    if output is None:
+        pages |= {each.run.path / "report.html": render(each) for each in sight.learners}
     try:
-        publishing.write_file(target, page.encode())
+        for path, page in pages.items():
+            publishing.write_file(path, page.encode())
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}", hint="give --output FILE.html") from error
     return target
 
 
-def render(sight: Sight) -> str:
-    """The page of a run whose files were read."""
+def render(sight: Sight, *, linked: bool = False) -> str:
+    """The page of a run whose files were read.
+
+    Args:
+        sight: the run.
+        linked: whether its learners have pages beside it.
+    """
     config, config_note = _read_config(sight.run)
-    timeline = read_timeline(sight.records, sight.jobs)
-    history = read_history(sight.records, timeline, _parameters(config))
-    page = Page(sight, timeline, history)
     facts = standing_of(sight, NOT_ASKED)
+    several = "learners" in facts
+    page = population.read_population(sight) if several else _page(sight, config)
     source = files("rose_hpc.report")
     style, script = (source.joinpath(name).read_text() for name in ("report.css", "report.js"))
     template = _environment().from_string(source.joinpath("report.html.jinja").read_text())
     return template.render(
         facts=facts,
+        several=several,
         title=f"{facts['name']}: {facts['state']}",
-        tiles=_tiles(facts, page),
+        tiles=[*(population.tiles(facts) if several else ()), *_tiles(facts, page)],
         figures=figures(page),
-        tables=tables.all_tables(page),
-        has_returns=any(each.returns for each in history.environments),
+        tables=tables.all_tables(page, population.rows(facts) if several else ()),
+        links=[(f"{each.run.name}/report.html", f"learner {each.run.number}") for each in sight.learners * linked],
+        has_returns=any(each.returns for each in page.history.environments),
         config=config_note or _shortened(sight.run),
         written=moment(time.time()),
         version=__version__,
@@ -81,6 +91,11 @@ def render(sight: Sight) -> str:
         moment=moment,
         number=number,
     )
+
+
+def _page(sight: Sight, config: Any) -> Page:
+    timeline = read_timeline(sight.records, sight.jobs)
+    return Page(sight, timeline, read_history(sight.records, timeline, _parameters(config)))
 
 
 def _environment() -> Environment:
@@ -96,16 +111,16 @@ def _environment() -> Environment:
 def _tiles(facts: Mapping[str, Any], page: Page) -> list[tuple[str, str, str]]:
     """The figures at the top: what, how much, and what to compare it with."""
     history, timeline = page.history, page.timeline
-    size = sum(each.size for each in history.iterations)
+    size = f"{sum(each.size for each in history.iterations) / 1e6:,.1f} MB in banks" if history.iterations else ""
     limit = f"of at most {facts['max_iterations']}" if facts["max_iterations"] else "no limit"
     found = [
         ("iterations", number(facts["iteration"]), limit),
-        ("experience", f"{facts['rows']:,} rows", f"{size / 1e6:,.1f} MB in banks"),
+        ("experience", f"{facts['rows']:,} rows", size),
         ("drivers at work", duration(timeline.driven_s), count(len(timeline.drivers), "driver")),
         ("node-hours", number(round(sum(d.node_hours for d in timeline.drivers), 3)), "drivers' time on their nodes"),
         ("failures", f"{len(history.failures):,}", "on record, see below" if history.failures else "on record"),
     ]
-    if facts["metric"]:
+    if facts["metric"] and not page.learners:
         until = f"last; the run ends when {facts['operator']} {number(facts['threshold'])}"
         best = page.sight.progress.best(str(facts["operator"] or ">"))
         found.insert(0, (facts["metric"], number(facts["reward"]), until))

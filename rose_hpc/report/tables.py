@@ -11,7 +11,15 @@ from rose_hpc.report.history import LATELY
 from rose_hpc.report.words import count, duration, moment, number, parameters, word
 
 #: rows of a table; of more, the last are shown (of environments the first)
-_MOST_ROWS = {"environments": 500, "iterations": 2000, "failures": 500, "drivers": 500, "scripts": 200, "changes": 200}
+_MOST_ROWS = {
+    "learners": 1000,
+    "environments": 500,
+    "iterations": 2000,
+    "failures": 500,
+    "drivers": 500,
+    "scripts": 200,
+    "changes": 200,
+}
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,17 @@ class Table:
     note: str = ""
 
 
-def all_tables(page: Page) -> dict[str, Table]:
-    """Every table by name; some may have no rows."""
+def all_tables(page: Page, learners: Sequence[tuple[str, ...]] = ()) -> dict[str, Table]:
+    """Every table by name; some may have no rows.
+
+    Args:
+        page: what they are made from.
+        learners: the rows of the learners' table.
+    """
+    heads = "learner | parameters | state | iterations # | reward # | best # | rows #"
     made = (_environments(page), _iterations(page), _failures(page), _drivers(page), _changes(page), _versions(page))
-    return {table.name: table for table in (*made, _scripts(page))}
+    all_ = (_table("learners", "Learners", heads, learners, first=True), *made, _scripts(page))
+    return {table.name: table for table in all_}
 
 
 def _table(name: str, caption: str, heads: str, rows: Sequence[tuple[str, ...]], *, first: bool = False) -> Table:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rose_hpc.progress import STAGES, Progress
+from rose_hpc.report.words import parameters
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -49,6 +50,8 @@ class Lines:
         failures: whether a failed end gets a line; not where an error says it anyway.
     """
 
+    prefix = ""
+
     def __init__(self, where: str = "", *, failures: bool = True) -> None:
         self._where = f" in {where}" if where else ""
         self._failures = failures
@@ -61,7 +64,13 @@ class Lines:
                 self._began = record.get("time")
                 run = progress.run
                 verb = f"goes on at iteration {progress.iteration}" if len(progress.jobs) > 1 else "begins"
+                if learners := run.get("learners"):
+                    verb = f"{verb.partition(' at ')[0]} with {len(learners)} learners"
                 return f"{run['name']} (seed {run['seed']}) {verb}{self._where}, until {criterion_text(run)}"
+            case "learner":
+                return (
+                    f"learner {learner_label(progress.run, record['learner'])}: {record['state']}: {record['reason']}"
+                )
             case "attempt":
                 again = f"; again in {record['again_s']:g} s" if "again_s" in record else ""
                 who = record["environment"] or record["stage"]
@@ -90,6 +99,19 @@ class Lines:
         return f"iteration {iteration}: {reward}({rate_text(progress.merges[iteration])}; {seconds:.1f} s)"
 
 
+class LearnerLines(Lines):
+    """The same for one of several learners: its beginning and end are told by the run itself."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.prefix = f"learner {label}: "
+
+    def line(self, record: Mapping[str, Any], progress: Progress) -> str | None:
+        """The line for a record, with the learner whose it is."""
+        line = super().line(record, progress)
+        return None if line is None or record["kind"] in ("job", "end") else self.prefix + line
+
+
 class PlainView:
     """Lines on a stream."""
 
@@ -107,7 +129,11 @@ class PlainView:
 
     def warned(self, text: str) -> None:
         """Something people should know."""
-        self._say(f"warning: {text}")
+        self._say(f"{self._lines.prefix}warning: {text}")
+
+    def learner(self, label: str) -> PlainView:
+        """The same for one of the run's learners."""
+        return PlainView(self._stream, LearnerLines(label))
 
     def _say(self, text: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
@@ -116,10 +142,48 @@ class PlainView:
             print(text, file=self._stream, flush=True)
 
 
+def learner_label(run: Mapping[str, Any], number: int) -> str:
+    """What people call a learner: its name, or its number with its parameters."""
+    known = run.get("learners") or ()
+    facts = known[number] if number < len(known) else {}
+    values = parameters(facts.get("parameters") or {})
+    return str(facts.get("name", number)) + (f" ({values})" if values else "")
+
+
+class LearnerRow:
+    """A learner's row in the live view of its run."""
+
+    def __init__(self, label: str, rows: dict[str, Progress], say: Callable[..., None]) -> None:
+        self._label = label
+        self._rows = rows
+        self._say = say
+        self._lines = LearnerLines(label)
+        rows[label] = Progress()
+
+    def started(self, iteration: int, stage: str, environment: str) -> None:
+        """Shown by its stage."""
+
+    def recorded(self, record: Mapping[str, Any], progress: Progress) -> None:
+        """A record was written."""
+        self._rows[self._label] = progress
+        if (line := self._lines.line(record, progress)) is not None:
+            self._say(line)
+
+    def warned(self, text: str) -> None:
+        """Something people should know."""
+        self._say(f"{self._lines.prefix}warning: {text}", style="yellow")
+
+    def learner(self, label: str) -> LearnerRow:
+        """The same row: a learner has no learners of its own."""
+        del label
+        return self
+
+
 class LiveView:
     """Iteration, stage, a bar for each environment, the reward against its threshold, rows and MB/s; in place."""
 
     _MOST_BARS = 16
+    _MOST_ROWS = 40
 
     def __init__(self, console: Console, lines: Lines | None = None) -> None:
         from rich.live import Live
@@ -128,6 +192,7 @@ class LiveView:
         self._begun: dict[str, float] = {}
         self._seconds: dict[str, float] = {}  # how long each environment took the last time
         self._lines = lines or Lines()
+        self._learners: dict[str, Progress] = {}
         # last, because it asks for what to show at once
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=8, transient=True)
 
@@ -156,6 +221,10 @@ class LiveView:
         """Something people should know."""
         self._print(f"warning: {text}", style="yellow")
 
+    def learner(self, label: str) -> LearnerRow:
+        """What watches one of the run's learners."""
+        return LearnerRow(label, self._learners, self._print)
+
     def _print(self, text: str, style: str | None = None) -> None:
         # as it is, and in one piece: a command that was cut in two by the terminal's width cannot be pasted
         self._live.console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -168,6 +237,8 @@ class LiveView:
         progress = self._progress
         if not progress.run:
             return Text("starting")
+        if self._learners:
+            return self._population(progress)
         stage = next((s for s in STAGES if s not in progress.stages), "")
         reward = "no reward yet" if progress.reward is None else f"{progress.run['metric']} {progress.reward:g}"
         best = progress.best(progress.run.get("operator") or ">")
@@ -186,6 +257,23 @@ class LiveView:
             last = max(progress.merges)
             parts.append(Text(f"last merge: {rate_text(progress.merges[last])}; {progress.rows:,} rows in all", "dim"))
         return Group(*parts)
+
+    def _population(self, progress: Progress) -> Table:
+        from rich.table import Table
+
+        table = Table(
+            box=None, padding=(0, 2, 0, 0), header_style="dim", caption=f"until {criterion_text(progress.run)}"
+        )
+        for head in ("learner", "iteration", "stage", "reward", "best", "rows"):
+            table.add_column(head, justify="left" if head in ("learner", "stage") else "right")
+        for label, each in list(self._learners.items())[: self._MOST_ROWS]:
+            best = each.best(each.run.get("operator") or ">")
+            reward, most = ("-" if value is None else f"{value:g}" for value in (each.reward, best and best[1]))
+            stage = str(each.end["state"]) if each.end else each.stage or ""
+            table.add_row(label, str(each.iteration), stage, reward, most, f"{each.rows:,}")
+        if (hidden := len(self._learners) - self._MOST_ROWS) > 0:
+            table.add_row(f"and {hidden} more")
+        return table
 
     def _bars(self, progress: Progress) -> Table:
         from rich.progress_bar import ProgressBar

@@ -74,45 +74,30 @@ class Tail:
         return records
 
 
-class Watch:
-    """One person's look at a run, from its files.
+class Follow:
+    """The records of a run, or of one of its learners, as an observer is told of them.
 
     Args:
         run: the run.
         observer: told of every record, as the driver's own observers are.
-        say: told what Slurm does with the run's jobs.
     """
 
-    def __init__(self, run: RunDir, observer: Observer, say: Callable[[str], None]) -> None:
+    def __init__(self, run: RunDir, observer: Observer) -> None:
         self.run = run
+        self.observer = observer
         self.progress = Progress()
-        self._observer = observer
-        self._say = say
-        self._said = ""
         self._tail = Tail(run.journal)
-        self._look = Look(run)
         self._begun: set[tuple[int, str]] = set()
 
-    def follow(self) -> view.Verdict:
-        """Until the run ends, or nothing of it is alive or queued; how it stands then."""
-        while True:
-            self._tell()
-            jobs = read_records(self.run)
-            verdict = self._look(self.progress, jobs)
-            if verdict.state not in ("running", "pending"):
-                return verdict
-            if verdict.state == "pending":
-                self._tell_queue(verdict, jobs)
-            time.sleep(_POLL_S)
-
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """What is new."""
         records = self._tail.new()
         checkpoints = [k for k, record in enumerate(records) if record["kind"] == "checkpoint"]
         quiet = checkpoints[-_TOLD] if len(checkpoints) > _TOLD else 0
         for number, record in enumerate(records):
             self.progress.apply(record)
             if number >= quiet:
-                self._observer.recorded(record, self.progress)
+                self.observer.recorded(record, self.progress)
         self._tell_begun()
 
     def _tell_begun(self) -> None:
@@ -124,7 +109,49 @@ class Watch:
             known = (iteration, name) in self._begun or name in self.progress.ranks
             if not known and self.run.log(iteration, "collect", name).exists():
                 self._begun.add((iteration, name))
-                self._observer.started(iteration, "collect", name)
+                self.observer.started(iteration, "collect", name)
+
+
+class Watch:
+    """One person's look at a run, from its files.
+
+    Args:
+        run: the run.
+        observer: told of every record, as the driver's own observers are.
+        say: told what Slurm does with the run's jobs.
+    """
+
+    def __init__(self, run: RunDir, observer: Observer, say: Callable[[str], None]) -> None:
+        self.run = run
+        self._whole = Follow(run, observer)
+        self._learners: dict[int, Follow] = {}
+        self._say = say
+        self._said = ""
+        self._look = Look(run)
+
+    def follow(self) -> view.Verdict:
+        """Until the run ends, or nothing of it is alive or queued; how it stands then."""
+        while True:
+            self._tell_learners()
+            self._whole.tell()
+            jobs = read_records(self.run)
+            verdict = self._look(self._whole.progress, jobs)
+            if verdict.state not in ("running", "pending"):
+                self._tell_learners()  # what was written in between, and all of a run that had ended before
+                return verdict
+            if verdict.state == "pending":
+                self._tell_queue(verdict, jobs)
+            time.sleep(_POLL_S)
+
+    def _tell_learners(self) -> None:
+        known = self._whole.progress.run.get("learners", ())
+        for number in range(len(known)):
+            run = self.run.learner(number)
+            if number not in self._learners and run.journal.exists():
+                observer = self._whole.observer.learner(str(known[number]["name"]))
+                self._learners[number] = Follow(run, observer)
+        for learner in self._learners.values():
+            learner.tell()
 
     def _tell_queue(self, verdict: view.Verdict, jobs: Sequence[JobRecord]) -> None:
         facts = view.job_facts(jobs, self._look.queue)

@@ -65,14 +65,17 @@ def test_the_readmes_program_converges(readme: Path) -> None:
     assert float(done.stdout.split("best distance")[1]) > 1.5
 
 
-@pytest.mark.parametrize("page", ["tasks.md"])
+@pytest.mark.parametrize("page", ["tasks.md", "population.md"])
 def test_a_pages_project_converges(page: str, tmp_path: Path) -> None:
-    """A page that shows a configuration with its files shows one that runs."""
+    """A page that shows a configuration with its files, or a program, shows one that runs."""
     for _, text in blocks(ROOT / "docs" / page):
         if match := _FILE.match(text):
             (tmp_path / match[1]).write_text(text)
     done = projects.rose_hpc("run", "config.toml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    if (program := tmp_path / "program.py").exists():
+        done = projects.run_program(program)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_journal_page_reads_a_journal(readme: Path) -> None:

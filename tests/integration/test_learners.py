@@ -207,7 +207,8 @@ def test_a_killed_program_goes_on_with_its_configuration(folder: Path) -> None:
     resumed = projects.rose_hpc("resume", run, cwd="/")
     assert resumed.returncode == 0, resumed.stderr
     assert [(s["iteration"], s["scale"]) for s in programs.states(resumed)] == [(2, 7.0), (3, 1.0)]
-    assert "config" in projects.records(run, "checkpoint", iteration=1)[0]
+    (recorded,) = projects.records(run, "config")
+    assert (recorded["iteration"], recorded["config"]["environment"]["2"]["kwargs"]) == (1, {"scale": 7.0})
 
 
 def test_a_configuration_must_be_json_like(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import asyncio, json, os, pathlib, signal, sys
 from radical.asyncflow import WorkflowEngine
 import rose_hpc
 from rose_hpc import (
-    GREATER_THAN_THRESHOLD, LearnerConfig, ParallelExperience, SequentialReinforcementLearner, TaskConfig, TrackerBase
+    GREATER_THAN_THRESHOLD, LearnerConfig, ParallelExperience, ParallelReinforcementLearner,
+    SequentialReinforcementLearner, TaskConfig, TrackerBase
 )
 {top}
 

@@ -382,3 +382,58 @@ def test_fill_refuses_lonely_braces(command):
     """A brace that is neither doubled nor part of a placeholder is refused, not passed on."""
     with pytest.raises(ConfigError, match="lonely"):
         fill(command, {"c": 1})
+
+
+SWEEP = (
+    GOOD.replace("update.py", "update.py {rate}")
+    + """[sweep.grid]
+rate = [0.1, 0.2]
+size = ["s", "l"]
+"""
+)
+
+
+def test_a_sweep_has_a_learner_for_every_combination(load):
+    """The last key varies fastest; repeats follow each other; a list has names; all of it is written out and read."""
+    config = load(SWEEP, sets=["sweep.repeat=2"])
+    given = [(each.parameters["rate"], each.parameters["size"]) for each in config.learners]
+    assert given == [(r, s) for r in (0.1, 0.2) for s in ("s", "l") for _ in range(2)]
+    assert [each.label(number) for number, each in enumerate(config.learners)] == list("01234567")
+    assert config.update.argv_with(config.learners[7].parameters)[-1] == "0.2"
+    named = (
+        SWEEP.partition("[sweep.grid]")[0]
+        + """[[sweep.list]]
+    name = "slow"
+    parameters = { rate = 1e-7 }
+    [[sweep.list]]
+    parameters = { rate = 1.0, more = [1] }
+    """
+    )
+    assert [each.label(number) for number, each in enumerate(load(named).learners)] == ["slow", "1"]
+    repeated = load(named, sets=["sweep.repeat=2"]).learners
+    assert [each.label(number) for number, each in enumerate(repeated)] == ["slow.0", "slow.1", "2", "3"]
+    assert [each.parameters for each in load(GOOD).learners] == [{}]
+
+
+SWEEP_FAULTS = {
+    "placeholder": (("{rate}", "{rat}"), "update.command: unknown placeholder {rat}; did you mean 'rate'?"),
+    "clash": (("rate = [", "epsilon = [1]\nrate = ["), "sweep: 'epsilon' is a parameter of the environments too;"),
+    "both": (("[sweep.grid]", "[[sweep.list]]\n[sweep.grid]"), "sweep.list: stands beside a grid; keep one of them"),
+    "empty": (("rate = [0.1, 0.2]", "rate = []"), "sweep.grid.rate: is empty; give at least one"),
+    "many": (("[sweep.grid]", "[sweep]\nrepeat = 300\n[sweep.grid]"), "sweep.grid: has 1200 learners, more than 1000"),
+    "names": (
+        ('[sweep.grid]\nrate = [0.1, 0.2]\nsize = ["s", "l"]', "[[sweep.list]]\nname = '1'\n[[sweep.list]]"),
+        "sweep.list: has several learners that are called '1'",
+    ),
+    "unknown": (("[sweep.grid]", "[sweep]\nrepeats = 2\n[sweep.grid]"), "repeats: unknown key; did you mean 'repeat'?"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), SWEEP_FAULTS.values(), ids=SWEEP_FAULTS)
+def test_faults_of_a_sweep(load, change, message):
+    """Each in one line that names the key."""
+    assert change[0] in SWEEP
+    with pytest.raises(ConfigError) as caught:
+        load(SWEEP.replace(*change))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

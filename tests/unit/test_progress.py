@@ -132,10 +132,13 @@ def test_an_extension_changes_only_what_it_names():
 
 
 def test_a_configuration_stays_until_the_next_one():
-    """What set_next_config set holds for all later iterations; None, on record, takes it back."""
-    records = [{"kind": "checkpoint", "iteration": 0, "config": {"update": None}}]
-    assert Progress.of([*records, {"kind": "checkpoint", "iteration": 1}]).config == {"update": None}
-    assert Progress.of([*records, {"kind": "checkpoint", "iteration": 1, "config": None}]).config is None
+    """What set_next_config set last holds from the next iteration on, for all later ones."""
+    first, second = ({"kind": "config", "iteration": 0, "config": {"update": {"args": [k]}}} for k in (1, 2))
+    checkpoints = [{"kind": "checkpoint", "iteration": k} for k in range(3)]
+    assert Progress.of([first]).config is None, "not for the iteration under way"
+    assert Progress.of([first, second, checkpoints[0]]).config == second["config"]
+    assert Progress.of([first, checkpoints[0], checkpoints[1], second]).config == first["config"]
+    assert Progress.of([first, checkpoints[0], second, *checkpoints[1:]]).config == second["config"]
 
 
 def test_the_best_reward_is_the_criterions():

@@ -182,3 +182,46 @@ def test_the_live_view_prints_the_lines_too(console):
         "warning: [bold] :x: changed",
     ):
         assert line in text
+
+
+# -- several learners --------------------------------------------------------------------------------------------------
+
+LEARNERS = [{"name": "slow", "parameters": {"rate": 0.1}}, {"name": "1", "parameters": {}}]
+ENDED = {"kind": "learner", "learner": 0, "state": "converged", "reason": "MODEL_REWARD 201 > 200", "iteration": 1}
+
+
+def test_several_learners_in_lines():
+    """The run's beginning and end once; every iteration, failure and warning with the learner whose it is."""
+    stream = io.StringIO()
+    whole, progress = PlainView(stream), Progress()
+    tell(whole, progress, {**RUN, "learners": LEARNERS}, JOB)
+    learner = whole.learner("slow")
+    tell(learner, Progress(), {**RUN, "label": "slow"}, JOB, *iteration(0, 201.0), {**ENDED, "kind": "end"})
+    learner.warned("careful")
+    tell(whole, progress, ENDED, {**ENDED, "kind": "end", "reason": "of 2 learners 2 converged"})
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "toy (seed 7) begins with 2 learners, until MODEL_REWARD > 200"
+    assert lines[1].startswith("learner slow: iteration 0: MODEL_REWARD 201 ")
+    assert lines[2:] == [
+        "learner slow: warning: careful",
+        "learner slow (rate=0.1): converged: MODEL_REWARD 201 > 200",
+        "converged: of 2 learners 2 converged",
+    ]
+
+
+def test_several_learners_in_place(console):
+    """The live view has a row for each learner: iteration, stage, reward, best, rows; many are cut."""
+    view, progress = LiveView(console), Progress()
+    tell(view, progress, {**RUN, "learners": LEARNERS}, JOB)
+    rows = {name: view.learner(name) for name in ("slow", "1")}
+    tell(rows["slow"], Progress(), RUN, JOB, *iteration(0, 150.0), *iteration(1, 120.0))
+    other = Progress()
+    tell(rows["1"], other, RUN, JOB, *iteration(0, 1.0)[:3])
+    shown = [line.split() for line in screen(view).splitlines()]
+    assert ["slow", "2", "collect", "120", "150", "24,690"] in shown
+    assert ["1", "0", "merge", "-", "-", "0"] in shown
+    tell(rows["1"], other, {"kind": "end", "state": "failed", "reason": "x", "iteration": 0})
+    assert ["1", "0", "failed", "-", "-", "0"] in [line.split() for line in screen(view).splitlines()]
+    for number in range(60):
+        view.learner(f"n{number}")
+    assert "and 22 more" in screen(view)
