@@ -419,3 +419,14 @@ def test_a_killed_or_interrupted_sweep_ends_as_an_undisturbed_one(tmp_path: Path
     assert done.returncode == 3, done.stderr
     for number in range(3):
         assert projects.essence(run / f"learner-{number}") == projects.essence(swept / f"learner-{number}")
+
+
+def test_the_example_converges(tmp_path: Path) -> None:
+    """examples/population runs as it is: the sweep (two of its learners here), and the program that steers its own."""
+    folder = tmp_path / "population"
+    shutil.copytree(Path(__file__).parents[2] / "examples" / "population", folder)
+    done = projects.rose_hpc("run", "config.toml", "--set", "sweep.grid.rate=[0.3, 1.0]", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    done = projects.run_program(folder / "run_me.py")
+    assert done.returncode == 0, done.stderr
+    assert "learner 0 goes on with rate 0.3 instead of 0.03" in done.stdout
