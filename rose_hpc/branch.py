@@ -38,6 +38,8 @@ def branch(source: RunDir, iteration: int, run_dir: Path, window: int | None = N
     progress = Progress.of(records)
     if not progress.run:
         raise UsageError(f"{source.path} has not begun yet", hint="there is nothing to branch from")
+    if "learners" in progress.run or source.within is not None:
+        raise UsageError(f"{source.path} is of several learners", hint="only a run of one can be branched")
     window = window or int(progress.run.get("window", 1))
     if iteration not in (able := checkpoints(source, progress, window)):
         there = ", ".join(map(_range, _ranges(able)))

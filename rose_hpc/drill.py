@@ -115,15 +115,13 @@ class Drill:
         """
         report = Report(str(self.folder), engine, self.iterations)
         first, second = self._undisturbed("undisturbed-1"), self._undisturbed("undisturbed-2")
-        report.nondeterministic = differences(essence(second), essence(first))
+        report.nondeterministic = _differences(second, first)
         if report.nondeterministic:
             self.say(f"two undisturbed runs differ ({report.nondeterministic[0]}): equality cannot be asked for")
         run = self._disturbed(report)
-        report.lost += damages(run)
-        theirs, ours = essence(first), essence(run)
-        if report.nondeterministic:  # what came of it is another each time; that everything was done is not
-            theirs, ours = dict.fromkeys(theirs), dict.fromkeys(ours)
-        report.lost += differences(ours, theirs)
+        report.lost += [_whose(part) + each for part in _parts(run) for each in damages(part)]
+        # where two undisturbed runs differ, what came of it is another each time; that everything was done is not
+        report.lost += _differences(run, first, closely=not report.nondeterministic)
         return report
 
     def _undisturbed(self, name: str) -> RunDir:
@@ -188,6 +186,7 @@ class Drill:
 
     def _strike(self, run: RunDir, blow: Blow, processes: Processes) -> Happened:
         """Strike, and see the driver end or, where it may, go on."""
+        run = _watched(run)
         known, iteration = len(read_journal(run.journal)), Progress.of(read_journal(run.journal)).iteration
         began = time.monotonic()
         blow.strike(processes)
@@ -242,12 +241,38 @@ class Drill:
         return f"see {self.folder}/*.log"
 
 
+def _parts(run: RunDir) -> list[RunDir]:
+    """The learners of a run, or itself where it has none."""
+    return run.learners or [run]
+
+
+def _watched(run: RunDir) -> RunDir:
+    """Whose stages say when to strike: of several learners the first, while the others work at whatever they do."""
+    return _parts(run)[0]
+
+
+def _whose(part: RunDir) -> str:
+    return f"{part.name}: " if part.within is not None else ""
+
+
+def _differences(ours: RunDir, others: RunDir, *, closely: bool = True) -> list[str]:
+    """Where two runs part, learner by learner; not ``closely``: in what was done, whatever came of it."""
+    found = []
+    for mine, other in zip(_parts(ours), _parts(others), strict=True):
+        own, theirs = essence(mine), essence(other)
+        if not closely:
+            own, theirs = dict.fromkeys(own), dict.fromkeys(theirs)
+        found += [_whose(mine) + each for each in differences(own, theirs)]
+    return found
+
+
 def _since(began: float) -> float:
     return round(time.monotonic() - began, 2)
 
 
 def _position(run: RunDir, stage: str) -> tuple[int, int]:
     """Where the next driver comes to ``stage`` for the first time."""
+    run = _watched(run)
     progress = Progress.of(read_journal(run.journal)) if run.journal.exists() else Progress()
     wanted, now = STAGES.index(stage), STAGES.index(progress.stage or STAGES[-1])
     return progress.iteration + (now > wanted), wanted
@@ -255,6 +280,7 @@ def _position(run: RunDir, stage: str) -> tuple[int, int]:
 
 def _is_at(run: RunDir, position: tuple[int, int], processes: Processes) -> bool:
     """Whether the driver under way works there, or is past it."""
+    run = _watched(run)
     if not run.journal.exists():
         return False
     progress = Progress.of(read_journal(run.journal))

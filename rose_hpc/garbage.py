@@ -37,8 +37,8 @@ def find(run: RunDir) -> list[Garbage]:
     Raises:
         RunError: the journal is damaged.
     """
-    progress = Progress.of(read_journal(run.journal))
-    return [Garbage(path, _size(path)) for path in _paths(run, progress) if path.exists()]
+    paths = [path for each in (run, *run.learners) for path in _paths(each, Progress.of(read_journal(each.journal)))]
+    return [Garbage(path, _size(path)) for path in paths if path.exists()]
 
 
 def collect(run: RunDir) -> list[Garbage]:
@@ -56,7 +56,7 @@ def collect(run: RunDir) -> list[Garbage]:
 
 def _removed(garbage: Garbage, run: RunDir) -> Garbage:
     try:
-        if garbage.path.parent == run.scratch:
+        if garbage.path.parent.name == run.scratch.name:
             publishing.remove(garbage.path)
         else:
             publishing.drop(garbage.path, run.scratch)
@@ -78,7 +78,7 @@ def _workflow(run: RunDir, facts: Mapping[str, Any]) -> Workflow | None:
     if facts.get("source") != "program":
         from rose_hpc.config import load_config
 
-        return from_config(load_config(run.config))
+        return from_config(load_config((run.within or run).config))  # of a sweep, learners differ in parameters only
     environments = tuple(Environment(name, Work()) for name in facts["environments"])
     criterion = None
     if facts.get("metric"):

@@ -54,7 +54,7 @@ class Sight:
         if not self.learners:
             return self.records
         theirs = (record for each in self.learners for record in each.records if record["kind"] not in _ONCE)
-        return sorted([*self.records, *theirs], key=lambda record: float(record.get("time") or 0.0))
+        return sorted([*theirs, *self.records], key=lambda record: float(record.get("time") or 0.0))
 
 
 def ask_for(sights: Iterable[Sight]) -> Queue:

@@ -25,7 +25,7 @@ def command(run: Path, dry_run: bool, as_json: bool) -> None:
     """
     from rose_hpc.garbage import collect, find
 
-    found = rundir.find(run)
+    found = rundir.find_whole(run)
     garbage = find(found) if dry_run else collect(found)
     size = sum(each.bytes for each in garbage if not each.problem)
     if as_json:

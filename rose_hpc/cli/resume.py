@@ -105,9 +105,9 @@ def _leave_if_idle(ctx: click.Context, sight: Sight) -> None:
     """Leave where this is a job of a chain that need not begin: no pilot is started for it."""
     from rose_hpc.slurm.chain import nothing_to_do
 
-    if next(sight.run.path.glob("learner-*"), None) is not None:
-        return  # a program with several learners, of which this journal tells only the first
-    if why := nothing_to_do(sight.records, sight.jobs, os.environ.get("SLURM_JOB_ID")):
+    if "learners" not in sight.progress.run and sight.run.learners:
+        return  # a program with several learners one by one, of which this journal tells only the first
+    if why := nothing_to_do(sight.everything, sight.jobs, os.environ.get("SLURM_JOB_ID")):
         from rose_hpc.driver import EXIT_CODES
 
         click.echo(f"{sight.run.path} {why}; this job of its chain has nothing to do")

@@ -342,6 +342,29 @@ def test_the_other_commands_show_all_learners(swept: Path) -> None:
         assert f"is one learner of a run; name the whole, {swept}" in refused.stderr
 
 
+def test_gc_and_branching_know_learners(swept: Path, tmp_path: Path) -> None:
+    """`gc` looks at every learner, by the run's own [retention]; a population cannot be branched, which is said."""
+    run = tmp_path / "r"
+    shutil.copytree(swept, run)
+    (run / "learner-2" / "scratch" / "left.h5").write_bytes(b"x" * 5000)
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace('policies = "all"', "policies = 1"))
+    removed = json.loads(projects.rose_hpc("gc", run, "--json").stdout)["removed"]
+    assert {entry["path"] for entry in removed} == {
+        "learner-2/scratch/left.h5",
+        *(
+            f"learner-{n}/iter-{k:04d}/{what}"
+            for n, last in ((0, 2), (1, 1), (2, 2))
+            for k in range(last)
+            for what in ("policy", "state")
+        ),
+    }  # fmt: skip - a table in one look
+    assert (run / "learner-0" / "iter-0002" / "policy").is_dir()
+    for each in (run, run / "learner-1"):
+        done = projects.rose_hpc("resume", each, "--from-iteration", 1, "--run-dir", tmp_path / "b")
+        assert done.returncode == 2, done.stderr
+
+
 def test_the_report_has_a_line_for_every_learner(swept: Path, tmp_path: Path) -> None:
     """Rewards, parameters and a table of all learners, and a page for each; elsewhere one page, without links."""
     assert projects.rose_hpc("report", swept).returncode == 0
