@@ -100,7 +100,7 @@ def complaint(code: int, stderr: str) -> list[str]:
     lines = [line for line in stderr.splitlines() if line and not line.startswith("    ")]
     if code in (0, 3, -9):
         return []
-    if "Traceback (most recent call last)" in stderr:
+    if "Traceback (most recent call last):" in lines:
         return [f"I6: exit {code} with a traceback: {lines[-1] if lines else ''}"]
     if not lines or not lines[-1].startswith("rose-hpc: error: "):
         return [f"I6: exit {code} says {lines[-1:] or 'nothing'}"]

@@ -18,8 +18,11 @@ ROWS = 4
 _ENVIRONMENT = """
     import hashlib, os, pathlib
     given = os.environ
-    if (once := pathlib.Path(given.get("TORTURE_FAIL", "/nowhere"))).exists():
-        once.unlink()
+    try:
+        os.unlink(given.get("TORTURE_FAIL", "/nowhere"))
+    except FileNotFoundError:
+        pass
+    else:
         raise SystemExit("it fails once")
     policy = pathlib.Path(given["ROSE_HPC_POLICY"], "weights").read_bytes() if "ROSE_HPC_POLICY" in given else b""
     shard = bytearray(pathlib.Path(__file__).with_name("template.h5").read_bytes())
