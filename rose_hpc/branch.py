@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints, publishing, rundir
+from rose_hpc.checkpoint import check_format, checkpoints, needed
 from rose_hpc.errors import RunError, UsageError
 from rose_hpc.journal import encode, read_journal
 from rose_hpc.progress import Progress
@@ -40,6 +41,7 @@ def branch(source: RunDir, iteration: int, run_dir: Path, window: int | None = N
         raise UsageError(f"{source.path} has not begun yet", hint="there is nothing to branch from")
     if "learners" in progress.run or source.within is not None:
         raise UsageError(f"{source.path} is of several learners", hint="only a run of one can be branched")
+    check_format(source, progress)
     window = window or int(progress.run.get("window", 1))
     if iteration not in (able := checkpoints(source, progress, window)):
         there = ", ".join(map(_range, _ranges(able)))
@@ -59,35 +61,13 @@ def branch(source: RunDir, iteration: int, run_dir: Path, window: int | None = N
     return rundir.create(source.name, run_dir, config, fill)
 
 
-def checkpoints(run: RunDir, progress: Progress, window: int) -> list[int]:
-    """The iterations that a run can be branched at: what they begin with is still there."""
-    return [
-        k for k in range(progress.iteration + 1) if all(path.exists() for path in _needed(run, progress, k, window))
-    ]
-
-
-def _needed(run: RunDir, progress: Progress, iteration: int, window: int) -> dict[Path, str]:
-    """What iteration ``iteration`` begins with, and the digests it was committed with."""
-    needed = {}
-    if iteration > 0:
-        update = progress.updates[iteration - 1]
-        needed = {
-            run.policy(iteration - 1): update["policy"]["digest"],
-            run.state(iteration - 1): update["state"]["digest"],
-        }
-    for k in range(max(0, iteration - window + 1), iteration):
-        if progress.has_bank(k):
-            needed[run.bank(k)] = progress.merges[k]["digest"]
-    return needed
-
-
 def _copy(source: RunDir, run: RunDir, progress: Progress, iteration: int, window: int) -> None:
     """Copy what is needed, and the best policy so far, each held against its digest."""
-    needed = _needed(source, progress, iteration, window)
+    files = needed(source, progress, iteration, window)
     best = progress.best(progress.run.get("operator") or ">", before=iteration)
     if best is not None and source.policy(best[0]).exists():
-        needed[source.policy(best[0])] = progress.updates[best[0]]["policy"]["digest"]
-    for path, digest in needed.items():
+        files[source.policy(best[0])] = progress.updates[best[0]]["policy"]["digest"]
+    for path, digest in files.items():
         scratch, target = run.scratch / "branch", run.path / source.relative(path)
         target.parent.mkdir(exist_ok=True)
         try:

@@ -70,7 +70,7 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
             )
     if config.learners != before.learners:
         raise UsageError("a run keeps its learners, and [sweep] would make others", hint="start a new run with others")
-    for each in run.learners if config.sweep else [run]:
+    for each in (run.learners if config.sweep else [run]) if config.merge.window > before.merge.window else ():
         _check_window(each, config.merge.window)
     first = run.config.read_text().partition("\n")[0]
     origin = f"{first}\n" if first.startswith(_ORIGIN) else ""
@@ -136,6 +136,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
     from rose_hpc.cores import available_cores
     from rose_hpc.execution.select import choose_engine, config_resources, make_backend
     from rose_hpc.session import Session, clear_scratch
+    from rose_hpc.settings import changes_of
     from rose_hpc.workflow import check_fits, from_config
 
     config = load_config(run.config)
@@ -155,7 +156,9 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
         elif backend.shape is not None:
             nodes, cores = backend.shape
             check_fits(workflow, cores, nodes)
-        session.begin({**run_facts(workflow, config.seed), **_learners(config)}, changes, engine_name)
+        settings = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+        facts = {**run_facts(workflow, config.seed), **_learners(config), "settings": settings}
+        session.begin(facts, changes_of(session, settings, changes), engine_name)
         _check_origin(session)
         session.check_scripts(workflow.modules, workflow.cwd)
         try:

@@ -198,6 +198,12 @@ def find(path: Path) -> RunDir:
     for candidate in (path, runs_folder() / path):
         if (candidate / "journal.jsonl").is_file():
             return RunDir(check_path(candidate))
+    for candidate in (path, runs_folder() / path):
+        if (candidate / "config.toml").is_file() and (candidate / "scratch").is_dir():
+            raise RunError(
+                f"{candidate} was a run, and its journal.jsonl is gone",
+                hint="bring that back from a copy: without it nobody knows what has happened; nothing was changed",
+            )
     raise RunError(
         f"{path} is not a run (no journal.jsonl in it)", hint="`rose-hpc status` lists the runs that are there"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rose_hpc import __version__, failpoints, publishing
+from rose_hpc.checkpoint import FORMAT, check, check_format
 from rose_hpc.errors import OwnedError, RunError
 from rose_hpc.journal import SYNC_INTERVAL_S, Journal
 from rose_hpc.ownership import HEARTBEAT_S, Ownership
@@ -62,12 +63,13 @@ class Session:
         self._owner: Session = within or self
         try:
             self.journal = Journal(run.journal)
+            failpoints.hit("session-read")
+            self.progress = Progress.of(self.journal)
+            check_format(run, self.progress)
         except BaseException:
             if within is None:
                 self.ownership.release()
             raise
-        failpoints.hit("session-read")
-        self.progress = Progress.of(self.journal)
         self._lost: OwnedError | None = None
         self._checked: set[str] = set()
         self._closing = threading.Event()
@@ -141,9 +143,10 @@ class Session:
         Raises:
             RunError: when this is another run than ``facts`` describe.
         """
+        check(self.run, self.progress, facts["window"])
         known = self.progress.run
         if not known:
-            self.record("run", version=__version__, **facts)
+            self.record("run", version=__version__, format=FORMAT, **facts)
             failpoints.hit("session-run-recorded")
         elif changed := [key for key in _KEPT if known.get(key) != facts.get(key)]:
             key = changed[0]
@@ -217,7 +220,8 @@ def _digest(path: Path) -> str:
 
 def clear_scratch(run: RunDir) -> None:
     """Remove what earlier drivers left unpublished. Only the owner may."""
-    run.scratch.mkdir(exist_ok=True)
+    for folder in (run.scratch, run.logs):
+        folder.mkdir(exist_ok=True)
     for path in run.scratch.iterdir():
         with suppress(OSError):  # a rank that outlived its driver may still write there; no name of ours is the same
             publishing.remove(path)

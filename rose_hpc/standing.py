@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc import ownership
+from rose_hpc.checkpoint import check_format
 from rose_hpc.disk import disk_use, in_words
 from rose_hpc.journal import read_journal
 from rose_hpc.progress import Progress, badness
@@ -44,6 +45,7 @@ class Sight:
         """Read them, those of its learners too."""
         records = read_journal(run.journal)
         progress = Progress.of(records)
+        check_format(run, progress)
         several = len(progress.run.get("learners", ()))
         learners = tuple(cls.of(each) for each in run.learners if each.number < several)
         return cls(run, records, progress, read_records(run), learners)
