@@ -34,16 +34,19 @@ class Processes:
                 found.append(int(entry.name))
         return [pid for pid in found if pid != os.getpid()]
 
-    def kill(self, word: bytes, number: signal.Signals = signal.SIGKILL, *, only_one: bool = True) -> None:
-        """Kill one of them, or all; the driver where there is none."""
-        pids = [pid for pid in self.all(word) if pid != self.driver.pid] or [self.driver.pid]
+    def kill(self, word: bytes, *, but: bytes = b"\n", only_one: bool = True) -> bool:
+        """Kill one of those with ``word`` and without ``but``, or all of them; whether there was one on this host."""
+        others = {*self.all(but), self.driver.pid}
+        pids = [pid for pid in self.all(word) if pid not in others]
         for pid in pids[:1] if only_one else pids:
             with suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(pid, signal.SIGKILL)
+        return bool(pids)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> bool:
         """To the driver."""
         self.driver.send_signal(number)
+        return True
 
 
 @dataclass(frozen=True)
@@ -53,38 +56,51 @@ class Blow:
     Attributes:
         name: what, in words.
         stage: during which it happens.
-        strike: does it.
+        strike: does it; False where there was nothing to strike at on this host.
         survivable: whether the driver may go on.
     """
 
     name: str
     stage: str
-    strike: Callable[[Processes], None]
+    strike: Callable[[Processes], bool]
     survivable: bool = False
 
 
-def _kill_steps(processes: Processes) -> None:
+def _kill_steps(processes: Processes) -> bool:
     """End the steps of this Slurm job, as a lost node does; where there is no job, the supervisor."""
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
-        processes.kill(b"rose_hpc.execution.rank")
-        return
+        return processes.kill(_SUPERVISOR)
     from rose_hpc.slurm.commands import call
 
     answer = call(("squeue", "--steps", f"--jobs={job}", "--noheader", "--format=%i"))
     steps = [step for step in answer.stdout.split() if step.rpartition(".")[2].isdigit()]
     for step in steps:
         call(("scancel", "--signal=KILL", step))
+    return bool(steps)
 
+
+def _kill_pilot(processes: Processes) -> bool:
+    """End the pilot's own process; where there is none, the supervisor."""
+    return processes.kill(b"/pilot_host.py", but=b"/pilot_reaper.py") or processes.kill(_SUPERVISOR)
+
+
+def _kill_everything(processes: Processes) -> bool:
+    processes.kill(b"", only_one=False)
+    return processes.signal(signal.SIGKILL)
+
+
+_SUPERVISOR = b"rose_hpc.execution.rank"
+_A_RANK = b"ROSE_HPC_STAGE=collect"
 
 BLOWS = (
-    Blow("an environment's process is killed", "collect", lambda p: p.kill(b"ROSE_HPC_STAGE=collect"), survivable=True),
+    Blow("an environment's process is killed", "collect", lambda p: p.kill(_A_RANK), survivable=True),
     Blow("the driver is killed while it collects", "collect", lambda p: p.signal(signal.SIGKILL)),
     Blow("the driver is killed after collecting", "merge", lambda p: p.signal(signal.SIGKILL)),
     Blow("preemption: TERM", "collect", lambda p: p.signal(signal.SIGTERM)),
     Blow("the steps of the job are killed, as with a node", "collect", _kill_steps, survivable=True),
     Blow("walltime: USR2", "update", lambda p: p.signal(signal.SIGUSR2)),
     Blow("the driver is killed in the update", "update", lambda p: p.signal(signal.SIGKILL)),
-    Blow("the pilot is killed", "collect", lambda p: p.kill(b"rose_hpc.execution.pilot_host"), survivable=True),
-    Blow("everything is killed", "check", lambda p: p.kill(b"", only_one=False)),
+    Blow("the pilot is killed", "collect", _kill_pilot, survivable=True),
+    Blow("everything is killed", "check", _kill_everything),
 )

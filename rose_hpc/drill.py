@@ -8,6 +8,7 @@ lost is held all the same.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -189,13 +190,16 @@ class Drill:
         run = _watched(run)
         known, iteration = len(read_journal(run.journal)), Progress.of(read_journal(run.journal)).iteration
         began = time.monotonic()
-        blow.strike(processes)
+        name = blow.name
+        if not blow.strike(processes):
+            name = f"{name} (none of it on this host: the driver instead)"
+            processes.signal(signal.SIGKILL)
         while processes.driver.poll() is None and time.monotonic() - began < self.timeout_s:
             if blow.survivable and len(read_journal(run.journal)) > known:
-                return Happened(blow.name, iteration, blow.stage, None, _since(began))
+                return Happened(name, iteration, blow.stage, None, _since(began))
             time.sleep(_LOOK_S)
         code = self._wait(processes)
-        return Happened(blow.name, iteration, blow.stage, code, _since(began), self._left(processes))
+        return Happened(name, iteration, blow.stage, code, _since(began), self._left(processes))
 
     def _start(self, run: RunDir) -> Processes:
         token = uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""The short form of the fault campaign; ``make torture`` runs the long one, and docs/campaign.md has its table."""
+"""The short form of the fault campaign; ``make torture`` runs the long one, and docs/invariants.md has its table."""
 
 from __future__ import annotations
 

@@ -7,8 +7,16 @@ import part_drivers
 import part_failpoints
 import part_kills
 import part_submit
+import part_suites
 
 PARTS = {
     part.name: part
-    for part in (part_failpoints.PART, part_kills.PART, part_drivers.PART, part_clock.PART, part_submit.PART)
+    for part in (
+        part_failpoints.PART,
+        part_kills.PART,
+        part_drivers.PART,
+        part_clock.PART,
+        part_submit.PART,
+        *part_suites.PARTS,
+    )
 }
