@@ -104,7 +104,9 @@ def _history(records: Sequence[Record], iteration: int, source: RunDir) -> list[
     progress, kept = Progress(), []
     for record in records:
         if record["kind"] == "checkpoint" and record["iteration"] < iteration:
-            kept += sorted([*progress.ranks.values(), *progress.stages.values(), record], key=lambda r: int(r["seq"]))
+            config = [] if progress.next_config is None else [progress.next_config]
+            ended = [*progress.ranks.values(), *progress.stages.values(), *config, record]
+            kept += sorted(ended, key=lambda each: int(each["seq"]))
         progress.apply(record)
     first = {key: value for key, value in progress.run.items() if key != "changes"}
     origin = {"run": str(source.path), "iteration": iteration}
