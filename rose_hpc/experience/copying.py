@@ -16,12 +16,24 @@ from typing import Protocol, TypeVar
 import xxhash
 
 from rose_hpc.experience.digest import CHUNK, ChunkDigests
-from rose_hpc.experience.files import BUFFER, UnreadableError, copy_range, new_buffer, opened, read_into, write_all
+from rose_hpc.experience.files import (
+    BUFFER,
+    UnreadableError,
+    copy_range,
+    new_buffer,
+    opened,
+    read_into,
+    start_writing,
+    write_all,
+)
 from rose_hpc.experience.plan import Piece, Source
 from rose_hpc.experience.schema import Column
 from rose_hpc.experience.tally import Tally
 
 Item = TypeVar("Item")
+
+#: the disk is given so many bytes at once
+_SYNCED = 8 * 1024 * 1024
 
 
 class Writer(Protocol):
@@ -53,13 +65,15 @@ class SpanWriter:
     Args:
         fd: of the bank.
         columns: with their offsets in it.
+        sync: it will be brought to the disk: begin with that while the rest is copied.
     """
 
     block = BUFFER
 
-    def __init__(self, fd: int, columns: Mapping[str, Column]) -> None:
+    def __init__(self, fd: int, columns: Mapping[str, Column], *, sync: bool = False) -> None:
         self._fd = fd
         self._columns = columns
+        self._sync = sync
 
     def unit(self, column: str) -> int:
         """Any byte."""
@@ -67,7 +81,10 @@ class SpanWriter:
 
     def write(self, column: str, view: memoryview, at: int) -> None:
         """See :class:`Writer`."""
-        write_all(self._fd, view, self._columns[column].offset + at)
+        offset = self._columns[column].offset + at
+        write_all(self._fd, view, offset)
+        if self._sync and (end := (offset + len(view)) // _SYNCED * _SYNCED) > offset:
+            start_writing(self._fd, max(0, end - _SYNCED), _SYNCED)
 
     def copy(self, source: int, offset: int, column: str, at: int, size: int) -> bool:
         """By the file server or by sharing blocks, where that can be."""

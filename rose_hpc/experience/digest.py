@@ -28,12 +28,13 @@ class ChunkDigests:
             one that ends after it: whoever sees all of such a chunk has to digest it.
 
     Attributes:
+        start: where it starts.
         at: where it ends so far.
     """
 
     def __init__(self, start: int = 0) -> None:
         self.digests: dict[int, bytes] = {}
-        self.at = start
+        self.start = self.at = start
         self._leaf = xxhash.xxh3_128() if start % CHUNK == 0 else None
 
     def update(self, data: memoryview) -> None:

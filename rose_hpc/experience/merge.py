@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def merge_shards(
     with publishing(bank, fsync=fsync) as scratch:
         draft = begin(scratch, plan)
         tally = Tally(plan, verify)
-        copy(draft, tally, workers or default_workers(plan.bytes, len(os.sched_getaffinity(0))))
+        threads = workers or default_workers(plan.bytes, len(os.sched_getaffinity(0)))
+        copy(draft, tally, threads, writer=partial(span_writer, sync=fsync))
         failpoints.hit("bank-copied")
         return replace(finish(draft, tally, extra), path=bank)
 
@@ -92,11 +94,11 @@ def begin(path: Path, plan: MergePlan) -> Draft:
 
 
 @contextmanager
-def span_writer(draft: Draft) -> Iterator[Writer]:
-    """What puts bytes into the bank by their offsets."""
+def span_writer(draft: Draft, *, sync: bool = False) -> Iterator[Writer]:
+    """What puts bytes into the bank by their offsets; see :class:`rose_hpc.experience.copying.SpanWriter`."""
     # not to be read: what NFS has read it writes back by the page, over what others have written to that page
     with opened(draft.path, os.O_WRONLY) as fd:
-        yield SpanWriter(fd, draft.columns)
+        yield SpanWriter(fd, draft.columns, sync=sync)
 
 
 def copy(

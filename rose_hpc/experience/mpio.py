@@ -28,7 +28,7 @@ import numpy as np
 
 from rose_hpc.errors import RoseHpcError, UsageError
 from rose_hpc.experience.files import publishing
-from rose_hpc.experience.merge import Draft, read_shards, refuse_itself, span_writer
+from rose_hpc.experience.merge import Draft, read_shards, refuse_itself
 from rose_hpc.experience.parts import Parts
 from rose_hpc.experience.ranks import Ranks, in_ranks
 from rose_hpc.experience.schema import ShardInfo, plain_attributes
@@ -94,8 +94,9 @@ def _fill(ranks: Ranks, parts: Parts, verify: bool, fsync: bool, writer: Any) ->
 
 
 def _writer(way: Way, comm: Any) -> Any:
+    """What the ranks write with; None: what parts of a merge write with anyway."""
     if way == "nodes":
-        return span_writer
+        return None
     if not h5py.get_config().mpi:
         raise UsageError(
             f"h5py {h5py.__version__} of {sys.executable} is built without MPI",

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,17 @@ class Parts:
         verify: bool,
         workers: int,
         fsync: bool,
-        writer: Callable[[Draft], AbstractContextManager[Writer]] = span_writer,
+        writer: Callable[[Draft], AbstractContextManager[Writer]] | None = None,
     ) -> None:
         """Fill part number ``part`` (from 0) of so many, and write down what was found.
+
+        Args:
+            draft: what is to be done.
+            part, parts: which part, of how many.
+            verify: whether shards are compared with their digests.
+            workers: threads that copy.
+            fsync: whether the bank is to be on the disk afterwards.
+            writer: what writes; None: bytes go to their offsets.
 
         Raises:
             OSError: the bank cannot be written.
@@ -83,7 +92,7 @@ class Parts:
         """
         began = time.monotonic()
         tally = Tally(draft.plan, verify)
-        copy(draft, tally, workers, part, parts, writer)
+        copy(draft, tally, workers, part, parts, writer or partial(span_writer, sync=fsync))
         if fsync:
             fsync_path(self.bank)  # from here: other nodes do not see what this one has not sent
         facts = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +14,8 @@ from rose_hpc.errors import ExperienceError, SchemaError
 from rose_hpc.experience.digest import CHUNK
 from rose_hpc.experience.schema import Column, ShardInfo, difference, renamed
 from rose_hpc.experience.stats import Stats, combine
+
+Layouts = dict[tuple[int, ...], dict[str, int]]
 
 #: no worker's share is larger, so that none is left alone with the last one for long
 _MOST = 1024 * 1024 * 1024
@@ -93,12 +95,11 @@ class MergePlan:
     def from_json(data: Mapping[str, Any]) -> MergePlan:
         """The inverse of :meth:`to_json`."""
         columns = {name: Column.from_json(column) for name, column in data["columns"].items()}
-        sources = []
-        for path, rows, *facts in data["sources"]:
-            offsets, digests = (
-                dict(zip(columns, values, strict=False)) for values in facts
-            )  # none of one without rows
-            sources.append(Source(Path(path), rows, offsets, digests))
+        layouts: Layouts = {}
+        sources = [
+            _source(Path(path), rows, columns, offsets, digests, layouts)
+            for path, rows, offsets, digests in data["sources"]
+        ]
         return _plan(sources, columns, data["attributes"])
 
 
@@ -134,16 +135,27 @@ def plan_spans(shards: Sequence[ShardInfo], *, late: bool = False) -> MergePlan:
     stats = {name: _combined(name, column, shards) for name, column in model.columns.items()}
     nothing = dict.fromkeys(model.columns)
     columns = renamed(model.columns, offset=dict.fromkeys(model.columns, 0), digest=nothing, stats=stats)
-    sources = [
-        Source(
-            shard.path,
-            shard.rows,
-            {name: shard.columns[name].offset for name in columns if shard.rows},
-            {name: shard.columns[name].digest for name in columns if shard.rows},
-        )
-        for shard in shards
-    ]
+    layouts: Layouts = {}
+    sources = []
+    for shard in shards:
+        known = [shard.columns[name] for name in columns] if shard.rows else []
+        offsets, digests = [column.offset for column in known], [column.digest for column in known]
+        sources.append(_source(shard.path, shard.rows, columns, offsets, digests, layouts))
     return _plan(sources, columns, _common(shards))
+
+
+def _source(
+    path: Path,
+    rows: int,
+    names: Iterable[str],
+    offsets: Sequence[int],
+    digests: Sequence[str | None],
+    layouts: Layouts,
+) -> Source:
+    """A shard without rows has neither offsets nor digests; shards of as many rows mostly share their offsets."""
+    names = tuple(names)
+    layout = layouts.setdefault(tuple(offsets), dict(zip(names, offsets, strict=False)))
+    return Source(path, rows, layout, dict(zip(names, digests, strict=False)))
 
 
 def _plan(sources: Sequence[Source], columns: dict[str, Column], attributes: dict[str, Any]) -> MergePlan:
@@ -201,9 +213,15 @@ def _combined(name: str, column: Column, shards: Sequence[ShardInfo]) -> Stats |
 
 def _check_unique(shards: Sequence[ShardInfo], alike: Sequence[str]) -> None:
     paths: set[str] = set()
+    folders: dict[Path, str] = {}  # resolved once
     sources: dict[tuple[Any, ...], ShardInfo] = {}
     for shard in shards:
-        path = os.path.realpath(shard.path)
+        folder, name = shard.path.parent, shard.path.name
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        path = f"{folders[folder]}/{name}"
+        if name in ("", "..") or shard.path.is_symlink():
+            path = os.path.realpath(shard.path)
         if path in paths:
             raise ExperienceError(f"{shard.path} is given twice", hint="name every shard once")
         paths.add(path)

@@ -137,7 +137,8 @@ def stats_of_block(block: NDArray[Any]) -> Stats:
     space = _space(values.shape)
     floats: Array = values
     if values.dtype != np.float64:
-        np.copyto(space, values)
+        with np.errstate(invalid="ignore"):  # a signalling NaN may be among them, from another program
+            np.copyto(space, values)
         floats = space
     with np.errstate(invalid="ignore", over="ignore"):  # infinities are data: inf - inf is NaN, and may be
         total = _over_rows(np.add, floats, width)

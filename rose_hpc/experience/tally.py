@@ -43,12 +43,10 @@ class Tally:
         size, end = self._size(piece.shard, piece.column), piece.start + piece.size
         if end == size:
             tree.finish()
+        if piece.size == size:
+            self._compare(piece.shard, piece.column, column_digest(tree.digests.values()))
+            return
         with self._lock:
-            low, high = self._copied.get(piece.column, (piece.target, 0))
-            self._copied[piece.column] = (min(low, piece.target), max(high, piece.target + piece.size))
-            if piece.size == size:
-                self._compare(piece.shard, piece.column, column_digest(tree.digests.values()))
-                return
             leaves = self._partly.setdefault((piece.shard, piece.column), Leaves(size))
             leaves.add(tree.digests)
             self._compare(piece.shard, piece.column, leaves.digest)
@@ -59,6 +57,7 @@ class Tally:
             tree.finish()
         with self._lock:
             self._bank[name].add(tree.digests)
+            self._add_copied(name, tree.start, tree.at)
 
     def add_leaf(self, name: str, number: int, digest: bytes) -> None:
         """This is what is in a chunk of a column."""
@@ -95,13 +94,16 @@ class Tally:
         for number, what in data["damage"].items():
             self.damaged(int(number), str(what))
         for name, (low, high) in data["copied"].items():
-            before = self._copied.get(name, (low, high))
-            self._copied[name] = (min(low, before[0]), max(high, before[1]))
+            self._add_copied(name, low, high)
             self._bank[name].add_json(data["bank"][name])
         for number, name, leaves in data["shards"]:
             known = self._partly.setdefault((number, name), Leaves(self._size(number, name)))
             known.add_json(leaves)
             self._compare(number, name, known.digest)
+
+    def _add_copied(self, name: str, low: int, high: int) -> None:
+        before = self._copied.get(name, (low, high))
+        self._copied[name] = (min(low, before[0]), max(high, before[1]))
 
     def _size(self, number: int, name: str) -> int:
         return self._plan.sources[number].rows * self._row_bytes[name]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -381,3 +383,41 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(ExperienceError, match=r"cannot write .*bank\.h5: No space left on device"):
         merge_shards([path], tmp_path / "bank.h5")
     assert [file.name for file in tmp_path.iterdir()] == ["s.h5"]
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+_MERGE = """
+import sys
+from pathlib import Path
+from rose_hpc import merge_shards
+merge_shards(sys.argv[2:], sys.argv[1], workers=2)
+status = Path("/proc/self/status").read_text()
+print(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+"""
+
+
+def test_no_shard_is_held_in_memory(tmp_path: Path) -> None:
+    """Merging shards of 120 MB each takes less than 100 MB, interpreter and NumPy included."""
+    rows = np.zeros((30_000, 1000), np.float32)
+    for name in ("a.h5", "b.h5"):
+        with ShardWriter(tmp_path / name, fsync=False) as shard:
+            shard.extend(observations=rows, terminations=np.zeros(30_000, bool))
+    command = [sys.executable, "-c", _MERGE, str(tmp_path / "bank.h5"), str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]
+    peak_kb = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peak_kb < 100_000
+
+
+def test_what_goes_to_the_disk_is_given_to_it_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fsync, the system is told of every whole stretch that was written; without, of none."""
+    monkeypatch.setattr(copying, "_SYNCED", 512)
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(copying, "start_writing", lambda fd, offset, size: told.append((offset, size)))
+    monkeypatch.setattr(copying.SpanWriter, "block", 128)
+    path = write(tmp_path / "s.h5", 400)
+    merge_shards([path], tmp_path / "bank.h5")
+    assert told == []
+    bank = merge_shards([path], tmp_path / "bank.h5", fsync=True)
+    observations = bank.columns["observations"]
+    inside = [at for at in range(0, bank.bytes, 512) if observations.offset <= at < observations.offset + 4800 - 512]
+    assert set(inside) <= {offset for offset, size in told if size == 512}

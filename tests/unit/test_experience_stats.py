@@ -112,3 +112,12 @@ def test_digests_are_part_of_the_format() -> None:
         content_digest(3, {"rewards": ("float64", (), "00"), "actions": ("int64", (2,), "11")})
         == "b2f8d396d319ac13141086b81d43843c"
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_nans_of_every_kind_are_counted_in_silence(dtype: str) -> None:
+    """NaNs that the processor would signal, which any program's bytes may hold, are NaNs like others."""
+    bits = {"float16": 0x7D00, "float32": 0x7FA00000, "float64": 0x7FF4000000000000}[dtype]
+    column = np.array([bits, 0, bits], f"u{np.dtype(dtype).itemsize}").view(dtype)
+    stats = stats_of_block(column)
+    assert (stats.nans.item(), stats.count.item(), stats.mean.item()) == (2, 1, 0)
