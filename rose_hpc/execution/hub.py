@@ -51,10 +51,26 @@ class RemoteClient(Client):
         self.silent_s = 0.0
         self.unreachable_s = 0.0
         self._hub = hub
+        self._heard: list[str] = []
 
     def heard(self) -> None:
         """It lives."""
         self.silent_s = self.unreachable_s = 0.0
+
+    def handle(self, message: Mapping[str, Any], payload: bytes) -> None:
+        """One message of the supervisor; of an outcome it is told that it was heard."""
+        if message["op"] == "beat":
+            self.compare(message["running"], message["ended"])
+            return
+        super().handle(message, payload)
+        if message["op"] == "done":
+            self._heard.append(message["outcome"]["id"])
+
+    def confirm(self) -> None:
+        """Tell it which outcomes were heard."""
+        if self._heard:
+            self.post({"op": "heard", "ids": self._heard})
+            self._heard = []
 
     def _write(self, data: bytes) -> bool:
         return self.identity in self._hub.clients and self._hub.send(self.identity, data)
@@ -160,7 +176,7 @@ class Hub:
         client.heard()
         if message["op"] == "leave":
             self.forget(client, f"node {client.node} was told to end: its job is cancelled, or its time is over")
-        elif message["op"] not in ("join", "beat"):
+        elif message["op"] != "join":
             client.handle(message, payload)
 
     async def _watch(self) -> None:
@@ -169,6 +185,7 @@ class Hub:
             for client in list(self.clients.values()):
                 # Counted, not measured: a loop that was busy for a minute has not listened for a minute
                 client.silent_s += BEAT_S
+                client.confirm()
                 if client.silent_s > 2 * BEAT_S and not self.send(client.identity, pack({"op": "beat"})):
                     client.unreachable_s += BEAT_S
                 if client.silent_s > SILENCE_S:

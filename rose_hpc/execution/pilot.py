@@ -28,7 +28,7 @@ from rose_hpc.execution.hub import Hub, RemoteClient
 from rose_hpc.execution.local import search_path
 from rose_hpc.execution.pilot_slurm import LABEL, slurm_resources
 from rose_hpc.execution.pilot_tasks import PilotTasks
-from rose_hpc.execution.remote import DOUBT_S
+from rose_hpc.execution.telling import DOUBT_S
 
 log = logging.getLogger(__name__)
 

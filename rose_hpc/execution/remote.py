@@ -19,6 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from rose_hpc.execution.frames import Frame, pack, unpack
 from rose_hpc.execution.supervisor import Supervisor
+from rose_hpc.execution.telling import Telling
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,6 @@ WELCOME_S = 10.0
 RECONNECT_S = 10.0
 #: how often a supervisor looks what it has been told
 TICK_S = 0.5
-#: Slurm ends every process of a job at once: this long a rank that failed may be the first sign of that
-DOUBT_S = 1.5
-
-News = tuple[float, Mapping[str, Any], bytes]
 
 
 class Link:
@@ -126,11 +123,11 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
 
 def serve(keys: Path) -> None:
     """Serve the hub that wrote ``keys`` until it says so, or is gone."""
-    supervisor = Supervisor(lambda message, payload: news.append((time.monotonic(), message, payload)))
+    telling = Telling()
+    supervisor = Supervisor(telling.add)
     supervisor.adopt()
     link = Link(keys, supervisor.node)
     os.environ.update(link.facts["environment"])
-    news: list[News] = []
     ending: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: ending.append(number))
     supervisor.handle({"op": "hello", "path": link.facts["path"], "service": True}, b"")
@@ -140,12 +137,14 @@ def serve(keys: Path) -> None:
         for message, payload in link.receive():
             if message["op"] == "end":
                 supervisor.kill_everything()
-            elif message["op"] not in ("welcome", "beat"):
+            elif message["op"] == "heard":
+                telling.heard(message["ids"])
+            elif message["op"] not in ("welcome", "beat") and not (
+                message["op"] == "run" and not telling.is_new(message["attempt"]["id"])
+            ):
                 supervisor.handle(message, payload)
-        told = [entry for entry in news if not _doubtful(*entry)]
-        if told:
-            news[:] = [entry for entry in news if entry not in told] if len(told) < len(news) else []
-            link.send(b"".join(pack(report, value) for _, report, value in told))
+        if told := telling.ready():
+            link.send(told)
 
     def tick() -> None:
         nonlocal last_beat
@@ -157,16 +156,10 @@ def serve(keys: Path) -> None:
             supervisor.kill_everything()
         elif time.monotonic() - last_beat > BEAT_S:
             last_beat = time.monotonic()
-            link.send(pack({"op": "beat"}))
+            link.send(telling.beat(supervisor.jobs))
 
     supervisor.selector.register(link.fd, selectors.EVENT_READ, drain)
     supervisor.after_round = drain
     drain()  # what came before anybody waited
     supervisor.run(tick, TICK_S)
     link.close()
-
-
-def _doubtful(since: float, report: Mapping[str, Any], _value: bytes) -> bool:
-    """Whether an attempt may have ended because everything here is being ended, of which we shall hear any moment."""
-    reason = (report.get("outcome") or {}).get("reason")
-    return reason in ("signal", "exit", "error") and time.monotonic() - since < DOUBT_S

@@ -19,6 +19,7 @@ import projects
 import pytest
 import zmq
 from hub_nodes import WAIT_S, Cluster, play, supervisor, until
+from tcp_proxy import Proxy
 from zmq.utils.monitor import recv_monitor_message
 
 from rose_hpc.errors import UsageError
@@ -272,3 +273,42 @@ def test_a_program_is_lost_with_any_of_its_nodes(tmp_path):
     path = srun_folder(tmp_path)
     play(scenario, Cluster(tmp_path, PATH=path, SLURM_PROCID="0"), "n1", "n2")
     assert projects.processes_of(tmp_path / "up") == []
+
+
+def test_what_a_broken_connection_lost_is_sent_again(tmp_path):
+    """An order, an outcome and a cancellation that were under way when a connection broke come through, each once."""
+
+    async def scenario(cluster: Cluster) -> None:
+        keys = json.loads((tmp_path / "keys.json").read_bytes())
+        proxy = Proxy(int(keys["endpoints"][0].rpartition(":")[2]))
+        keys["endpoints"] = [f"tcp://127.0.0.1:{proxy.port}"]
+        (tmp_path / "proxied.json").write_text(json.dumps(keys))
+        cluster.processes["n1"] = supervisor(tmp_path / "proxied.json", SLURMD_NODENAME="n1")
+        await until(lambda: cluster.hub.clients)
+        note = 'echo "$0" >> begun; '
+        ends = asyncio.create_task(
+            cluster.run(
+                "ends", "sh", "-c", note + "until test -e go; do sleep 0.02; done; echo ended; touch ended", "ends"
+            )
+        )
+        stops = asyncio.create_task(cluster.run("stops", "sh", "-c", note + "exec sleep 300", "stops"))
+        await until(lambda: (tmp_path / "begun").exists() and len((tmp_path / "begun").read_text().split()) == 2)
+        proxy.swallows = True
+        begins = asyncio.create_task(cluster.run("begins", "sh", "-c", note + "echo $0", "begins"))
+        (tmp_path / "go").touch()
+        await until(lambda: (tmp_path / "ended").exists())
+        stops.cancel()
+        before = proxy.swallowed
+        await until(lambda: proxy.swallowed > before)
+        proxy.break_connections()
+        outcomes = [await asyncio.wait_for(task, WAIT_S) for task in (ends, begins)]
+        assert [(o.ok, o.stdout) for o in outcomes] == [(True, "ended\n"), (True, "begins\n")]
+        await until(lambda: not sleeping())
+        assert sorted((tmp_path / "begun").read_text().split()) == ["begins", "ends", "stops"]
+        assert cluster.lost == []
+        proxy.close()
+
+    def sleeping() -> list[int]:
+        return [pid for pid in projects.processes_of(tmp_path) if b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    play(scenario, Cluster(tmp_path, cores=3))
