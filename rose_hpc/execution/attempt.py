@@ -93,6 +93,7 @@ class Outcome(_Plain):
         id: the attempt's.
         ok: True only when everything asked for was done: exit 0, a sealed shard, a merged bank.
         reason: ``""`` when ok; else ``exit``, ``signal``, ``timeout``, ``cancelled``, ``spawn`` (could not be started),
+            ``stopped`` (by SIGSTOP, and nobody let it go on),
             ``shard`` (missing or not acceptable), ``damaged`` (shards whose bytes changed; ``paths``), ``merge``,
             ``error`` (a function raised), ``lost`` (the supervisor itself is gone).
         message: one line for people.

@@ -32,7 +32,7 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     """Call the function in ``payload``; the answer's payload is its value."""
     import cloudpickle  # here: a host that only seals and merges needs none
 
-    from rose_hpc.execution.supervisor import TASK_VARIABLES
+    from rose_hpc.execution.jobs import TASK_VARIABLES
 
     for entry in message["path"]:
         if entry not in sys.path:

@@ -14,83 +14,30 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints
 from rose_hpc.execution.attempt import THREAD_VARIABLES, Attempt, Outcome
-from rose_hpc.execution.child import Child, Log, python_argv
-from rose_hpc.execution.frames import pack, receive
+from rose_hpc.execution.child import Child
+from rose_hpc.execution.frames import receive
+from rose_hpc.execution.jobs import (
+    STOPPED_LOOK_S,
+    STOPPED_LOOKS,
+    TASK_VARIABLES,
+    Host,
+    Job,
+    why_it_ended,
+    with_deadline,
+)
 from rose_hpc.execution.mpi import launch
 from rose_hpc.execution.orphans import ATTEMPT_VARIABLE, adopt, end_all_orphans, end_orphans
+from rose_hpc.execution.stopped import is_stopped
 
-#: what a task finds in its environment (contract): never inherited from a task that we run in
-TASK_VARIABLES = tuple(
-    f"ROSE_HPC_{name}"
-    for name in (
-        *("RUN", "LEARNER", "ITERATION", "STAGE", "ENVIRONMENT", "PARAMETERS", "SEED", "SHARD"),
-        *("BANK", "BANKS", "POLICY", "STATE", "DEADLINE"),
-    )
-)
 #: a merge or seal that takes longer is stuck; its process is replaced
 SERVICE_TIMEOUT_S = 3600.0
-
 Report = Callable[[Mapping[str, Any], bytes], None]
-
-
-class Job:
-    """An attempt under way, and the process that works on it now."""
-
-    def __init__(self, attempt: Attempt, payload: bytes) -> None:
-        self.attempt = attempt
-        self.payload = payload
-        self.log = Log(attempt.log)
-        self.started = time.monotonic()
-        self.child: Child | None = None
-        self.outcome = Outcome(attempt.id, ok=False)
-        self.value = b""
-
-
-class Host:
-    """A resident Python process (:mod:`rose_hpc.execution.host`) that calls functions, seals and merges."""
-
-    def __init__(self, service: bool) -> None:
-        ours, theirs = socket.socketpair()
-        fd = theirs.fileno()
-        env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
-        argv = python_argv("rose_hpc.execution.host", str(fd), *(["--service"] if service else []))
-        try:
-            with theirs:
-                self.child = Child(argv, cwd=None, env=env, pass_fds=[fd])
-        except OSError:
-            ours.close()
-            raise
-        self.socket = ours
-        self.job: Job | None = None
-        self.operation = ""
-        self.key: tuple[str, ...] = ()
-        self.retired = False
-
-    def ask(
-        self, job: Job, operation: str, message: Mapping[str, Any], payload: bytes, timeout_s: float | None
-    ) -> None:
-        """Give it one thing to do; its output goes to the job's log."""
-        self.job, self.operation, self.child.log, job.child = job, operation, job.log, self.child
-        self.child.end_at = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-        with suppress(ConnectionError):  # it is dead: its pidfd tells, and what it should have done ends with it
-            self.socket.sendall(pack({"op": operation, **message}, payload))
-
-    def release(self) -> None:
-        """Back to rest."""
-        self.child.drain()
-        self.job, self.child.log, self.child.end_at = None, None, float("inf")
-
-    def retire(self) -> None:
-        """End it; it is given nothing more."""
-        self.retired = True
-        self.child.ask_to_end("retired", time.monotonic())
 
 
 class Supervisor:
@@ -127,6 +74,8 @@ class Supervisor:
             case "run":
                 failpoints.hit("attempt-received")
                 self.start(Attempt.from_json(message["attempt"]), payload)
+            case "ping":
+                self.report({"op": "beat"}, b"")
             case "cancel":
                 if (job := self.jobs.get(message["id"])) is not None:
                     self._cancel(job)
@@ -151,7 +100,7 @@ class Supervisor:
             except OSError as error:
                 self._finish(job, "spawn", f"no process to call it in could be started: {error}")
                 return
-            message = {"env": _with_deadline(attempt), "cwd": attempt.cwd, "path": self.path}
+            message = {"env": with_deadline(attempt), "cwd": attempt.cwd, "path": self.path}
             host.ask(job, "function", message, payload, attempt.timeout_s)
             self.report({"op": "started", "id": attempt.id, "pid": host.child.pid}, b"")
         else:
@@ -171,7 +120,7 @@ class Supervisor:
         attempt = job.attempt
         env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
         env.setdefault("PYTHONUNBUFFERED", "1")  # a log shows what was printed before a kill
-        env.update(_with_deadline(attempt))
+        env.update(with_deadline(attempt))
         env[ATTEMPT_VARIABLE] = attempt.id
         try:
             argv, env = (attempt.argv, env) if attempt.ranks == 1 else launch(attempt, env)
@@ -223,7 +172,7 @@ class Supervisor:
             end_orphans({child.pid for child in self.children}, job.attempt.id)
         job.outcome = replace(job.outcome, exit_code=code, max_rss_mb=job.child.max_rss_mb)
         if job.child.end_why or code != 0:
-            self._finish(job, *_why(job.child, code, job.attempt.timeout_s))
+            self._finish(job, *why_it_ended(job.child, code, job.attempt.timeout_s))
         else:
             self._after_work(job)
 
@@ -312,8 +261,8 @@ class Supervisor:
         else:
             self.hosts.remove(host)
         if host.job is not None:
-            reason, message = _why(host.child, code, host.job.attempt.timeout_s)
-            if host.operation != "function" and reason not in ("timeout", "cancelled"):
+            reason, message = why_it_ended(host.child, code, host.job.attempt.timeout_s)
+            if host.operation != "function" and reason not in ("timeout", "cancelled", "stopped"):
                 reason, message = ("shard", f"reading its shard crashed: {message}")
             self._finish(host.job, reason, message)
         self._next_service()
@@ -346,18 +295,29 @@ class Supervisor:
 
     def run(self, every: Callable[[], None] | None = None, every_s: float = float("inf")) -> None:
         """Until told to stop; ``every`` is called about every ``every_s`` seconds."""
-        next_call = time.monotonic() + every_s
+        next_call, next_look = time.monotonic() + every_s, time.monotonic() + STOPPED_LOOK_S
         while not self.done:
             now = time.monotonic()
             due = min([child.timers(now) for child in self.children], default=float("inf"))
-            wait = min(due, next_call) - now
+            wait = min(due, next_call, next_look if self.jobs else float("inf")) - now
             for key, _ in self.selector.select(None if wait == float("inf") else max(0.0, wait)):
                 if self.selector.get_map().get(key.fd) is key:  # an earlier event of this round may have ended it
                     key.data()
             self.after_round()
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + STOPPED_LOOK_S
+                self._end_stopped()
             if every is not None and time.monotonic() >= next_call:
                 next_call = time.monotonic() + every_s
                 every()
+
+    def _end_stopped(self) -> None:
+        """End what somebody has stopped, and nobody lets go on. We are stopped with it where a whole job is."""
+        for job in self.jobs.values():
+            if (child := job.child) is not None and not child.end_why:
+                child.stopped = child.stopped + 1 if is_stopped(child.pid) else 0
+                if child.stopped >= STOPPED_LOOKS:
+                    child.ask_to_end("stopped", time.monotonic())
 
     def kill_everything(self) -> None:
         """Now: the driver is gone."""
@@ -366,24 +326,3 @@ class Supervisor:
         if self._adopts:
             end_all_orphans({child.pid for child in self.children}, timeout_s=2.0)
         self.done = True
-
-
-def _with_deadline(attempt: Attempt) -> dict[str, str]:
-    """The attempt's variables, its own timeout counted into ``ROSE_HPC_DEADLINE`` (Unix seconds)."""
-    variables = dict(attempt.env)
-    if attempt.timeout_s is not None:
-        known = float(variables.get("ROSE_HPC_DEADLINE", "inf"))
-        variables["ROSE_HPC_DEADLINE"] = f"{min(known, time.time() + attempt.timeout_s):.3f}"
-    return variables
-
-
-def _why(child: Child, code: int, timeout_s: float | None) -> tuple[str, str]:
-    """Reason and message for a process that did not end well."""
-    if child.end_why == "timeout":
-        return "timeout", f"ran longer than its timeout_s of {timeout_s:g}" if timeout_s else "took too long"
-    if child.end_why:
-        return child.end_why, child.end_why
-    if code < 0:
-        name = signal.Signals(-code).name if -code in {int(s) for s in signal.Signals} else f"signal {-code}"
-        return "signal", f"was killed by {name}"
-    return "exit", f"exited with code {code}"

@@ -15,7 +15,9 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution import child as child_module
+from rose_hpc.execution import supervisor as supervisor_module
+from rose_hpc.execution.attempt import VALUE_BYTES, Attempt, Outcome
 from rose_hpc.execution.supervisor import Supervisor
 from rose_hpc.experience.format import read_info
 from rose_hpc.experience.shard import ShardWriter
@@ -150,6 +152,51 @@ def test_a_task_knows_its_deadline_and_inherits_no_task(bench, monkeypatch):
     assert nearer.stdout.split() == ["none", "5.000"]
 
 
+@pytest.mark.parametrize("whom", ["$$", "$!"], ids=["itself", "what it started"])
+def test_a_stopped_command_is_found_and_ended(bench, monkeypatch, whom):
+    """A command that is stopped, or waits for one that is, would never end: it is ended, and that is the reason."""
+    monkeypatch.setattr(supervisor_module, "STOPPED_LOOK_S", 0.05)
+    outcome = bench.end_of(bench.attempt("a", f"sleep 300 & kill -STOP {whom}; wait"))
+    assert (outcome.ok, outcome.reason) == (False, "stopped")
+    assert outcome.message.startswith("had been stopped (SIGSTOP) for ")
+
+
+def test_a_command_that_goes_on_was_not_stopped(bench, monkeypatch):
+    """One that is stopped for less long than is allowed ends as it likes."""
+    monkeypatch.setattr(supervisor_module, "STOPPED_LOOK_S", 0.05)
+    monkeypatch.setattr(supervisor_module, "STOPPED_LOOKS", 10**6)
+    script = "(sleep 0.3; kill -CONT $$) & kill -STOP $$; echo on"
+    outcome = bench.end_of(bench.attempt("a", script))
+    assert (outcome.ok, outcome.stdout) == (True, "on\n")
+
+
+def test_endless_output_is_bounded(bench, monkeypatch):
+    """Who prints without end fills no disk and no memory, keeps nobody else waiting, and is ended on time."""
+    monkeypatch.setattr(child_module, "LOG_BYTES", 1 << 20)
+    bench.start(bench.attempt("endless", "exec yes 0123456789", timeout_s=2))
+    beside = bench.end_of(bench.attempt("beside", "echo here"))
+    assert (beside.ok, "endless" in bench.outcomes) == (True, False)
+    bench.until(lambda: "endless" in bench.outcomes)
+    outcome = bench.outcomes["endless"]
+    assert outcome.reason == "timeout"
+    assert len(bench.log("endless")) < (1 << 20) + 200
+    assert "[rose-hpc] this log is full" in bench.log("endless")
+    assert len(outcome.stdout) <= VALUE_BYTES
+
+
+def test_a_command_without_memory_says_so(bench):
+    """What an allocation that fails says is the end of the log; one that is killed for it is asked about memory."""
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29)); print('so far'); bytes(1 << 30)"
+    )
+    outcome = bench.end_of(bench.attempt("a", argv=(sys.executable, "-S", "-c", script)))
+    assert (outcome.reason, outcome.exit_code) == ("exit", 1)
+    assert outcome.tail.endswith("MemoryError")
+    killed = bench.end_of(bench.attempt("b", "kill -KILL $$"))
+    assert (killed.reason, killed.exit_code) == ("signal", -9)
+    assert killed.message.endswith(" MiB: was there no memory left?")
+
+
 def test_a_cancelled_command_ends(bench):
     """Cancelling ends the command and what it started; cancelling what has ended, or never was, does nothing."""
     bench.on_started = lambda message: bench.supervisor.handle({"op": "cancel", "id": "a"}, b"")
@@ -216,7 +263,8 @@ def test_a_function_that_crashes_its_process(bench):
         os.kill(os.getpid(), signal.SIGKILL)
 
     crashed = bench.end_of(function(bench, "a"), payload(crash))
-    assert (crashed.ok, crashed.reason, crashed.message) == (False, "signal", "was killed by SIGKILL")
+    assert (crashed.ok, crashed.reason) == (False, "signal")
+    assert crashed.message.startswith("was killed by SIGKILL, having used ")
     assert bench.end_of(function(bench, "b"), payload(len, "abc")).ok
     assert cloudpickle.loads(bench.values["b"]) == 3
 

@@ -1,0 +1,106 @@
+"""What a supervisor has under way: an attempt, the process that works on it, and how that ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.child import Child, Log, python_argv
+from rose_hpc.execution.frames import pack
+
+#: what a task finds in its environment (contract): never inherited from a task that we run in
+TASK_VARIABLES = tuple(
+    f"ROSE_HPC_{name}"
+    for name in (
+        *("RUN", "LEARNER", "ITERATION", "STAGE", "ENVIRONMENT", "PARAMETERS", "SEED", "SHARD"),
+        *("BANK", "BANKS", "POLICY", "STATE", "DEADLINE"),
+    )
+)
+#: how often it is seen whether what runs is stopped, and how many times in a row it may be
+STOPPED_LOOK_S = 5.0
+STOPPED_LOOKS = 4
+
+
+class Job:
+    """An attempt under way, and the process that works on it now."""
+
+    def __init__(self, attempt: Attempt, payload: bytes) -> None:
+        self.attempt = attempt
+        self.payload = payload
+        self.log = Log(attempt.log)
+        self.started = time.monotonic()
+        self.child: Child | None = None
+        self.outcome = Outcome(attempt.id, ok=False)
+        self.value = b""
+
+
+class Host:
+    """A resident Python process (:mod:`rose_hpc.execution.host`) that calls functions, seals and merges."""
+
+    def __init__(self, service: bool) -> None:
+        ours, theirs = socket.socketpair()
+        fd = theirs.fileno()
+        env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
+        argv = python_argv("rose_hpc.execution.host", str(fd), *(["--service"] if service else []))
+        try:
+            with theirs:
+                self.child = Child(argv, cwd=None, env=env, pass_fds=[fd])
+        except OSError:
+            ours.close()
+            raise
+        self.socket = ours
+        self.job: Job | None = None
+        self.operation = ""
+        self.key: tuple[str, ...] = ()
+        self.retired = False
+
+    def ask(
+        self, job: Job, operation: str, message: Mapping[str, Any], payload: bytes, timeout_s: float | None
+    ) -> None:
+        """Give it one thing to do; its output goes to the job's log."""
+        self.job, self.operation, self.child.log, job.child = job, operation, job.log, self.child
+        self.child.end_at = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        with suppress(ConnectionError):  # it is dead: its pidfd tells, and what it should have done ends with it
+            self.socket.sendall(pack({"op": operation, **message}, payload))
+
+    def release(self) -> None:
+        """Back to rest."""
+        self.child.drain()
+        self.job, self.child.log, self.child.end_at = None, None, float("inf")
+
+    def retire(self) -> None:
+        """End it; it is given nothing more."""
+        self.retired = True
+        self.child.ask_to_end("retired", time.monotonic())
+
+
+def with_deadline(attempt: Attempt) -> dict[str, str]:
+    """The attempt's variables, its own timeout counted into ``ROSE_HPC_DEADLINE`` (Unix seconds)."""
+    variables = dict(attempt.env)
+    if attempt.timeout_s is not None:
+        known = float(variables.get("ROSE_HPC_DEADLINE", "inf"))
+        variables["ROSE_HPC_DEADLINE"] = f"{min(known, time.time() + attempt.timeout_s):.3f}"
+    return variables
+
+
+def why_it_ended(child: Child, code: int, timeout_s: float | None) -> tuple[str, str]:
+    """Reason and message for a process that did not end well."""
+    if child.end_why == "timeout":
+        return "timeout", f"ran longer than its timeout_s of {timeout_s:g}" if timeout_s else "took too long"
+    if child.end_why == "stopped":
+        return "stopped", f"had been stopped (SIGSTOP) for {STOPPED_LOOK_S * STOPPED_LOOKS:g} s, and was ended"
+    if child.end_why:
+        return child.end_why, child.end_why
+    if code == -signal.SIGKILL:
+        used = "" if child.max_rss_mb is None else f", having used {child.max_rss_mb:,.0f} MiB"
+        return "signal", f"was killed by SIGKILL{used}: was there no memory left?"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in {int(s) for s in signal.Signals} else f"signal {-code}"
+        return "signal", f"was killed by {name}"
+    return "exit", f"exited with code {code}"
