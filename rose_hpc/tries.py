@@ -116,7 +116,7 @@ class Tries:
                 losses += 1
                 if losses > _MOST_LOSSES or not self.engine.has_nodes:
                     raise
-                self.session.warn(f"{error.message}; it begins anew on another node")
+                self.session.warn(f"{error.message}; it begins anew")
             except _AgainError as again:
                 await asyncio.sleep(again.after_s)
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,11 +22,25 @@ from rose_hpc.execution.frames import Unpacker
 log = logging.getLogger(__name__)
 
 
-class LocalSupervisor(Client, asyncio.Protocol):
-    """A supervisor that is our child, at the other end of a socket pair: when we are gone, so is its socket."""
+#: a supervisor is asked so often whether it lives, and killed after so long a silence
+PING_S = 2.0
+SILENCE_S = 20.0
+#: so often another one is started in place of one that died
+_MOST_RESTARTS = 5
 
-    def __init__(self) -> None:
+
+class LocalSupervisor(Client, asyncio.Protocol):
+    """A supervisor that is our child, at the other end of a socket pair: when we are gone, so is its socket.
+
+    Args:
+        lost: called when it has died, unless we have told it to.
+    """
+
+    def __init__(self, lost: Callable[[], None] = lambda: None) -> None:
         super().__init__()
+        self._lost = lost
+        self._watching: asyncio.Task[None] | None = None
+        self._silent_s = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
         self._unpacker = Unpacker()
@@ -43,6 +58,20 @@ class LocalSupervisor(Client, asyncio.Protocol):
             )
         self._transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
         self.post({"op": "hello", "path": search_path(), "service": True})
+        self._watching = asyncio.create_task(self._watch(), name="rose_hpc watches its supervisor")
+
+    async def _watch(self) -> None:
+        """Kill it when it hangs: what it has under way begins anew with another."""
+        process = self._process
+        while process is not None and process.returncode is None:
+            await asyncio.sleep(PING_S)
+            self._silent_s += PING_S  # counted, not measured: while we were stopped, we did not listen
+            self.post({"op": "ping"})
+            if self._silent_s > SILENCE_S and _state(process.pid) != "D":  # it may wait for a file system that stutters
+                self._why = f"its supervisor has not been heard of for {SILENCE_S:g} s"
+                with suppress(ProcessLookupError):
+                    process.kill()
+                return
 
     async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> Answer:
         """As :meth:`Client.run`.
@@ -64,6 +93,7 @@ class LocalSupervisor(Client, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Asyncio's: it said something."""
+        self._silent_s = 0.0
         for message, payload in self._unpacker.feed(data):
             self.handle(message, payload)
 
@@ -73,6 +103,10 @@ class LocalSupervisor(Client, asyncio.Protocol):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, 9)
         self.lose(self._why)
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._process is not None:
+            self._lost()
 
     async def close(self) -> None:
         """End it and all it started, in bounded time; idempotent."""
@@ -101,16 +135,58 @@ class EmbeddedExecutionBackend(AttemptBackend):
 
     def __init__(self, max_concurrent: int | None = None, name: str = "embedded") -> None:
         super().__init__(name, max_concurrent)
-        self._supervisor = LocalSupervisor()
+        self._supervisor: LocalSupervisor | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._deaths = 0
+
+    @property
+    def has_nodes(self) -> bool:
+        """Whether what was lost with its supervisor can begin anew with another."""
+        return self._deaths <= _MOST_RESTARTS
 
     async def _open(self) -> None:
-        self._supervisor = LocalSupervisor()
+        self._supervisor = LocalSupervisor(self._died)
         await self._supervisor.start()
-        self.pool.add(self._supervisor, available_cores())
+        if not self._supervisor.gone.is_set():
+            self.pool.add(self._supervisor, available_cores())
+
+    def _died(self) -> None:
+        """It was killed, perhaps because there was no memory left: another takes its place."""
+        if self._supervisor is None:
+            return
+        self.pool.remove(self._supervisor)
+        self._deaths += 1
+        log.info("the supervisor of this engine died")
+        if self.has_nodes:
+            self._starting = asyncio.create_task(self._open_again())
+        else:
+            self.pool.fail(
+                EngineError(
+                    f"the supervisors of this engine died {self._deaths} times", hint="is there too little memory?"
+                )
+            )
+
+    async def _open_again(self) -> None:
+        try:
+            await self._open()
+        except OSError as error:
+            self.pool.fail(EngineError(f"no supervisor can be started: {error}", hint="is there too little memory?"))
 
     async def _close(self) -> None:
-        self.pool.remove(self._supervisor)
-        await self._supervisor.close()
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            self.pool.remove(supervisor)
+            await supervisor.close()
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for what a process does."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def search_path() -> list[str]:

@@ -105,21 +105,38 @@ def test_a_signal_before_anything_ran(number: signal.Signals, tmp_path: Path) ->
     assert projects.rose_hpc("resume", run).returncode == 0
 
 
-def test_ranks_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
-    """A supervisor that is killed takes its ranks with it; the driver says so, and the run can be resumed."""
+def supervisor_of(driver: projects.Driver) -> int:
+    """The one child of a driver on the embedded engine."""
+    (supervisor,) = [
+        int(entry.name)
+        for entry in Path("/proc").glob("[0-9]*")
+        if (entry / "stat").exists()
+        and (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+        in (["S", str(driver.pid)], ["R", str(driver.pid)])
+    ]
+    return supervisor
+
+
+def test_a_supervisor_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    """A supervisor that is killed takes its ranks with it; they begin anew with another, and the run goes on."""
     run = stubborn(tmp_path)
     with projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path) as driver:
         projects.wait_for((tmp_path / "ready").exists)
-        (supervisor,) = [
-            int(entry.name)
-            for entry in Path("/proc").glob("[0-9]*")
-            if (entry / "stat").exists()
-            and (entry / "stat").read_text().rsplit(")", 1)[1].split()[1] == str(driver.pid)
-        ]
-        os.kill(supervisor, signal.SIGKILL)
-        _, errors = driver.communicate(timeout=PATIENCE_S)
-    assert driver.returncode == 1
-    assert "environment env_1 failed in iteration 0: it was lost: its supervisor died" in errors
-    assert projects.processes_of(run) == []
-    (tmp_path / "go").touch()
-    assert projects.rose_hpc("resume", run).returncode == 0
+        (tmp_path / "go").touch()  # for those that begin from now on
+        os.kill(supervisor_of(driver), signal.SIGKILL)
+        output, errors = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, errors
+    assert "it was lost: its supervisor died; it begins anew" in output
+    assert [r["reason"] for r in projects.records(run, "attempt")] == ["lost"]
+    projects.wait_for(lambda: not projects.processes_of(run), 10)
+
+
+def test_supervisors_that_die_again_and_again_end_the_run(tmp_path: Path) -> None:
+    """What takes its supervisor with it every time stops the run, which says so and can be resumed."""
+    files = {**projects.LIGHT, "environment": "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"}
+    projects.write_project(tmp_path, **files)
+    done = projects.rose_hpc("run", "config.toml", "--run-dir", "r", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "environment env_1 failed in iteration 0: it was lost: its supervisor died" in done.stderr
+    (tmp_path / "environment.py").write_text("")
+    assert projects.rose_hpc("resume", "r", cwd=tmp_path).returncode == 0
