@@ -41,7 +41,7 @@ def expired(run: RunDir, workflow: Workflow, progress: Progress, iteration: int,
     """The files and folders that need not stay, those included that are gone already."""
     if not workflow.retention.shards:
         for k in _merged(progress, iteration, sweep=sweep):
-            if progress.has_bank(k):
+            if progress.has_bank(k) and (not sweep or (run.iteration(k) / "shards").is_dir()):
                 yield from (run.shard(k, environment.name) for environment in workflow.environments)
     for k in expired_banks(workflow, progress, iteration, sweep=sweep):
         yield run.bank(k)

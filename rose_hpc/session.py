@@ -222,7 +222,7 @@ def clear_scratch(run: RunDir) -> None:
     """Remove what earlier drivers left unpublished. Only the owner may."""
     for folder in (run.scratch, run.logs):
         folder.mkdir(exist_ok=True)
-    for path in run.scratch.iterdir():
+    for path in (*run.scratch.iterdir(), *run.path.glob(".*.tmp")):  # the latter of a command that was killed
         with suppress(OSError):  # a rank that outlived its driver may still write there; no name of ours is the same
             publishing.remove(path)
             failpoints.hit("scratch-removed")

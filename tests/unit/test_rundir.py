@@ -11,6 +11,7 @@ import pytest
 from rose_hpc import rundir
 from rose_hpc.errors import RunError, UsageError
 from rose_hpc.rundir import RunDir
+from rose_hpc.session import clear_scratch
 
 
 @pytest.fixture
@@ -85,3 +86,13 @@ def test_what_is_no_run_is_not_found(tmp_path):
     """A folder without a journal is no run, and the error names the next step."""
     with pytest.raises(RunError, match="`rose-hpc status` lists"):
         rundir.find(tmp_path)
+
+
+def test_what_a_killed_command_had_begun_to_write_is_removed(run):
+    """A configuration that was never renamed into its place goes with the next driver."""
+    left = run.path / ".config.toml.77.tmp"
+    left.write_text("half")
+    (run.scratch / "left").touch()
+    clear_scratch(run)
+    assert not left.exists()
+    assert list(run.scratch.iterdir()) == []
