@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,14 @@ class Place:
     deadline: float | None = None  # when it must have ended (Unix seconds), if that is known
     avoid: tuple[str, ...] = ()  # nodes where it failed before
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Unique within the run, for ever, and among the learners of a program; safe as a file name."""
         learner = f"learner-{self.learner}" if self.learner else ""
         parts = (learner, f"{self.iteration:04d}", self.stage, self.environment, f"{self.epoch}.{self.number}")
         return "-".join(part for part in parts if part)
 
-    @property
+    @cached_property
     def shard(self) -> Path:
         """Where an environment writes."""
         return self.run.scratch / f"{self.id}.h5"
@@ -80,8 +81,7 @@ def collect(place: Place, environment: Environment, cwd: Path, argv: Sequence[st
         "ROSE_HPC_SHARD": str(place.shard),
     }
     if place.iteration > 0:
-        variables["ROSE_HPC_POLICY"] = str(place.run.policy(place.iteration - 1))
-        variables["ROSE_HPC_STATE"] = str(place.run.state(place.iteration - 1))
+        variables |= _committed(place.run, place.iteration - 1)
     attributes = {
         "run": place.run.name,
         "iteration": place.iteration,
@@ -118,10 +118,14 @@ def update(place: Place, workflow: Workflow, progress: Progress, argv: Sequence[
 def check(place: Place, workflow: Workflow, work: Work, progress: Progress, argv: Sequence[str]) -> Attempt:
     """The check: this iteration's policy, read-only, and the window's banks."""
     variables = place.variables(work) | _banks(place, workflow, progress)
-    variables["ROSE_HPC_POLICY"] = str(place.run.policy(place.iteration))
-    variables["ROSE_HPC_STATE"] = str(place.run.state(place.iteration))
-    variables |= _parameters(workflow)
+    variables |= _committed(place.run, place.iteration) | _parameters(workflow)
     return _attempt(place, work, workflow.cwd, argv, variables)
+
+
+@lru_cache(maxsize=16)  # of an iteration's thousand environments, each would make these paths again
+def _committed(run: RunDir, iteration: int) -> dict[str, str]:
+    """Where what an iteration's update left is."""
+    return {"ROSE_HPC_POLICY": str(run.policy(iteration)), "ROSE_HPC_STATE": str(run.state(iteration))}
 
 
 def _parameters(workflow: Workflow) -> dict[str, str]:

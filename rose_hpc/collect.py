@@ -47,7 +47,7 @@ class _Round:
     iteration: int
     since: float = field(default_factory=time.monotonic)
     failures: dict[str, TaskError] = field(default_factory=dict)
-    fatal: RoseHpcError | None = None
+    fatal: BaseException | None = None
     refusal: str = ""
     refused: set[str] = field(default_factory=set)
     looked: float = 0.0
@@ -62,7 +62,8 @@ class Collect:
         self.workflow = tries.workflow
         self.patience = tries.workflow.patience
         self._flights: dict[str, _Flight] = {}
-        self._landed: asyncio.Queue[str] = asyncio.Queue()
+        self._landed: list[str] = []
+        self._somebody = asyncio.Event()
 
     async def run(self, iteration: int) -> None:
         """Run every environment that has no record in this iteration.
@@ -78,8 +79,12 @@ class Collect:
                 self._begin(iteration, environment)
         while not self._is_over(round_):
             self._refuse(round_)
-            with suppress(TimeoutError):
-                await self._land(round_, await asyncio.wait_for(self._landed.get(), self._look_s(round_)))
+            if not self._landed:
+                self._somebody.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._somebody.wait(), self._look_s(round_))
+            landed, self._landed = self._landed, []
+            await self._land(round_, landed)
         if round_.fatal is not None:
             raise round_.fatal
         if not self._is_enough(round_):
@@ -88,7 +93,7 @@ class Collect:
 
     def look(self) -> None:
         """Look at once what may still be begun."""
-        self._landed.put_nowait("")
+        self._somebody.set()
 
     async def abandon(self, why: str) -> None:
         """End whoever is under way; of those who are late it is recorded."""
@@ -109,7 +114,11 @@ class Collect:
         name = environment.name
         task = asyncio.create_task(self.tries.persist(partial(self._once, iteration, environment)))
         self._flights[name] = _Flight(iteration, task)
-        task.add_done_callback(lambda _: self._landed.put_nowait(name))
+        task.add_done_callback(lambda _: self._on_landed(name))
+
+    def _on_landed(self, name: str) -> None:
+        self._landed.append(name)
+        self._somebody.set()
 
     async def _once(self, iteration: int, environment: Environment) -> Collected:
         name, work = environment.name, environment.work
@@ -125,36 +134,48 @@ class Collect:
             failpoints.hit("rank-prepared")
             attempt = attempts.collect(place, environment, self.workflow.cwd, argv)
             try:
-                return Collected(place, *await self.tries.carry_out(place, work, attempt, call, on_start))
+                return Collected(place, work, *await self.tries.carry_out(place, work, attempt, call, on_start))
             finally:
                 flight.begun = False
 
-    async def _land(self, round_: _Round, name: str) -> None:
-        """Take what an environment left, or note that it failed."""
+    async def _land(self, round_: _Round, names: Iterable[str]) -> None:
+        """Take what environments left that have ended, and note who has failed."""
+        collected = [done for name in names if (done := self._ended(round_, name)) is not None]
+        if not collected:
+            return
+        accepting = asyncio.create_task(accept(self.tries, round_.iteration, collected))
+        try:
+            unlike = await asyncio.shield(accepting)
+        except asyncio.CancelledError:
+            await asyncio.wait([accepting])  # what has ended is kept
+            raise
+        except RoseHpcError as error:
+            unlike = [error]
+        for each in unlike:  # trying again, or going on without it, would hide that
+            round_.fatal = round_.fatal or each
+
+    def _ended(self, round_: _Round, name: str) -> Collected | None:
+        """What an environment left, if it has."""
         flight = self._flights.get(name)
         if flight is None or not flight.task.done():
-            return  # it was ended by us, and perhaps begun anew since
+            return None  # it was ended by us, and perhaps begun anew since
         del self._flights[name]
         if flight.task.cancelled():
             if name not in round_.refused:  # not by us
                 message = "the engine was shut down while environments ran"
                 round_.fatal = round_.fatal or EngineError(message, hint=self.session.run.command("resume"))
-            return
+            return None
         error = flight.task.exception()
         if error is None:
-            try:
-                await accept(self.tries, round_.iteration, flight.task.result())
-            except RoseHpcError as unlike:  # trying again, or going on without it, would hide that
-                round_.fatal = round_.fatal or unlike
-        elif not isinstance(error, RoseHpcError):
-            raise error
-        elif flight.iteration < round_.iteration and isinstance(error, TaskError):
+            return flight.task.result()
+        if flight.iteration < round_.iteration and isinstance(error, TaskError):
             self._discard(name, flight, "it failed")
             self._begin(round_.iteration, next(e for e in self.workflow.environments if e.name == name))
         else:
             self._give_up(round_, name, error)
+        return None
 
-    def _give_up(self, round_: _Round, name: str, error: RoseHpcError) -> None:
+    def _give_up(self, round_: _Round, name: str, error: BaseException) -> None:
         """An environment has failed: whether the iteration goes on without it."""
         patience, everybody = self.patience, len(self.workflow.environments)
         misses = len({*self.session.progress.misses.get(name, ()), round_.iteration})

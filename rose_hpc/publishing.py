@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,34 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, each on the disk before anything is published in it."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_path(path.parent)
+
+
 def publish(scratch: Path, target: Path) -> None:
     """Give a file that is already on the disk (its writer has synced it) its published name."""
-    failpoints.hit("publish-begun")
-    scratch.rename(target)
-    failpoints.hit("publish-renamed")
-    fsync_path(target.parent)
+    publish_all({scratch: target})
+
+
+def publish_all(files: Mapping[Path, Path]) -> None:
+    """Give files that are already on the disk their published names, and wait once for the names to be on it too.
+
+    Args:
+        files: the name each is to have, by the one it has.
+    """
+    folders = {target.parent for target in files.values()}
+    for folder in folders:
+        make_folder(folder)
+    for scratch, target in files.items():
+        failpoints.hit("publish-begun")
+        os.rename(scratch, target)  # noqa: PTH104 - Path.rename makes another Path, a thousand times
+        failpoints.hit("publish-renamed")
+    for folder in folders:
+        fsync_path(folder)
 
 
 def write_file(target: Path, data: bytes) -> None:
@@ -51,18 +74,27 @@ def write_file(target: Path, data: bytes) -> None:
 
 
 def publish_tree(scratch: Path, target: Path) -> dict[str, Any]:
-    """Publish a folder: its files are synced and made read-only (they are committed), then the folder is renamed.
+    """Publish a folder; see :func:`publish_trees`."""
+    return publish_trees({scratch: target})[0]
+
+
+def publish_trees(folders: Mapping[Path, Path]) -> list[dict[str, Any]]:
+    """Publish folders: their files are synced and made read-only (they are committed), then the folders are renamed.
+
+    Args:
+        folders: the name each is to have, by the one it has.
 
     Returns:
-        ``{"digest": ..., "files": ..., "bytes": ...}``; the digest covers names and contents.
+        for each ``{"digest": ..., "files": ..., "bytes": ...}``; the digest covers names and contents.
     """
     failpoints.hit("tree-unsealed")
-    facts = tree_facts(scratch, seal=True)
+    facts = [tree_facts(scratch, seal=True) for scratch in folders]
     failpoints.hit("tree-sealed")
-    if target.exists():  # published by an attempt whose record was never written: it has not happened
-        shutil.rmtree(target)
-        failpoints.hit("tree-removed")
-    publish(scratch, target)
+    for target in folders.values():
+        if target.exists():  # published by an attempt whose record was never written: it has not happened
+            shutil.rmtree(target)
+            failpoints.hit("tree-removed")
+    publish_all(folders)
     return facts
 
 

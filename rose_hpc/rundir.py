@@ -44,7 +44,7 @@ class RunDir:
         """Who drives the run, since when, and its last heartbeat; locked while it is driven."""
         return self.path / "owner.json"
 
-    @property
+    @cached_property
     def logs(self) -> Path:
         """The outputs of ranks and stages."""
         return self.path / "logs"
@@ -54,7 +54,7 @@ class RunDir:
         """What the login node and Slurm leave."""
         return self.path / "slurm"
 
-    @property
+    @cached_property
     def scratch(self) -> Path:
         """What is not published; emptied by the next driver."""
         return self.path / "scratch"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 _SCRIPT_BYTES = 16 * 1024 * 1024
 #: what a run says of itself once and for all
 _KEPT = ("name", "environments", "seed", "learners", "learner", "parameters")
+#: it is looked so often, while records are written, whose the run is: a driver that was suspended sees a longer time
+_OWNED_S = 0.1
 
 
 class Observer(Protocol):
@@ -71,6 +75,8 @@ class Session:
                 self.ownership.release()
             raise
         self._lost: OwnedError | None = None
+        self._owned_at = -math.inf
+        self._words: set[tuple[Path, str]] = set()
         self._checked: set[str] = set()
         self._closing = threading.Event()
         self._journals = [self.journal]  # its own, and its learners'
@@ -118,7 +124,10 @@ class Session:
         """
         if self._owner._lost is not None:
             raise self._owner._lost
-        self.ownership.check()
+        now = time.monotonic()
+        if now - self._owned_at > _OWNED_S:
+            self.ownership.check()
+            self._owned_at = now
 
     def started(self, iteration: int, stage: str, environment: str = "") -> None:
         """Tell the observers that something began."""
@@ -175,8 +184,11 @@ class Session:
 
     def check_scripts(self, argv: Sequence[str], cwd: Path) -> None:
         """Note the digests of the files on a command line; warn of those that changed since they were last used."""
+        if not (words := [word for word in argv if (cwd, word) not in self._words]):
+            return  # a thousand environments have one script
+        self._words.update((cwd, word) for word in words)
         digests = {}
-        for word in argv:
+        for word in words:
             path = Path(os.path.normpath(cwd / word)) if word and len(word) < 4096 else None
             if path is None or str(path) in self._checked or path == Path(sys.executable) or "\0" in word:
                 continue

@@ -124,19 +124,14 @@ class Stages:
         argv, call = await self.tries.prepare(
             place, work, tuple(self.values.get(e.name) for e in self.workflow.environments)
         )
-        for source, copy in ((run.policy, place.policy), (run.state, place.state)):
-            await asyncio.to_thread(publishing.copy_tree, source(iteration - 1) if iteration else None, copy)
+        await asyncio.to_thread(self._copy_committed, iteration - 1, place)
         failpoints.hit("update-prepared")
-        if iteration:
-            await self._check_copies(iteration - 1, place)
         attempt = attempts.update(place, self.workflow, self.session.progress, argv)
         outcome, value = await self.tries.carry_out(place, work, attempt, call)
         failpoints.hit("update-answered")
         self.session.check_owned()
-        run.iteration(iteration).mkdir(exist_ok=True)
-        state = await asyncio.to_thread(publishing.publish_tree, place.state, run.state(iteration))
-        failpoints.hit("state-published")
-        policy = await asyncio.to_thread(publishing.publish_tree, place.policy, run.policy(iteration))
+        trees = {place.state: run.state(iteration), place.policy: run.policy(iteration)}
+        state, policy = await asyncio.to_thread(publishing.publish_trees, trees)
         failpoints.hit("policy-published")
         self.session.record(
             "stage",
@@ -165,13 +160,21 @@ class Stages:
         self.session.record("stage", iteration=iteration, stage="check", seconds=outcome.seconds, reward=reward, **kept)
         failpoints.hit("check-recorded")
 
-    async def _check_copies(self, iteration: int, place: Place) -> None:
-        """Whether policy and state are still those that were committed: nothing else would tell, where all are root."""
-        committed = self.session.progress.updates[iteration]
-        for name, copy in (("policy", place.policy), ("state", place.state)):
-            if (await asyncio.to_thread(publishing.tree_facts, copy))["digest"] != committed[name]["digest"]:
+    def _copy_committed(self, iteration: int, place: Place) -> None:
+        """Copies of an iteration's policy and state (empty ones before the first) that an update may change.
+
+        Raises:
+            RunError: they are not what was committed: nothing else would tell, where everybody is root.
+        """
+        run, committed = self.session.run, self.session.progress.updates[iteration] if iteration >= 0 else None
+        for name, source, copy in (
+            ("policy", run.policy(iteration), place.policy),
+            ("state", run.state(iteration), place.state),
+        ):
+            publishing.copy_tree(source if committed else None, copy)
+            if committed and publishing.tree_facts(copy)["digest"] != committed[name]["digest"]:
                 raise RunError(
-                    f"{self.session.run.iteration(iteration) / name} is not what the update of iteration {iteration} "
-                    "left: an environment or a check has changed it",
+                    f"{source} is not what the update of iteration {iteration} left: an environment or a check has "
+                    "changed it",
                     hint="bring it back from a copy, and let only the update write to task.policy and task.state",
                 )

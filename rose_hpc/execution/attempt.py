@@ -8,7 +8,7 @@ attempt succeeded. This module is imported by every rank: it stays free of anyth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 #: the last bytes of a command's standard output that are kept as its value, and the most a journalled value may take
@@ -38,8 +38,7 @@ class _Plain:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # only dataclasses derive from this
-        if unknown := set(data) - known:
+        if unknown := data.keys() - cls.__dataclass_fields__.keys():  # type: ignore[attr-defined]  # only dataclasses
             raise ValueError(f"{cls.__name__}: unknown fields {sorted(unknown)}")
         return cls(**data)
 

@@ -36,7 +36,8 @@ class Ensemble:
         self._name = name
         self._backend: asyncio.Future[Carrier] | None = None  # done once a backend serves us
         self._future: Any = None  # asyncflow's, of the task
-        self._running: set[asyncio.Task[Answer]] = set()
+        self._running: set[asyncio.Task[Any]] = set()  # who carries out an attempt
+        self._left = asyncio.Event()
         self._released = asyncio.Event()
 
     async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> Answer:
@@ -47,12 +48,14 @@ class Ensemble:
             asyncio.CancelledError: when the engine ended the task; the attempt has been ended.
         """
         backend = await self._served()
-        task = asyncio.create_task(backend.run(attempt, payload, on_start), name=attempt.id)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
         self._running.add(task)
         try:
-            return await task
+            return await backend.run(attempt, payload, on_start)
         finally:
             self._running.discard(task)
+            self._left.set()
 
     async def _served(self) -> Carrier:
         """The backend; the first who asks submits the task."""
@@ -84,11 +87,12 @@ class Ensemble:
             await self._released.wait()
         finally:
             self._backend = None
-            for attempt in self._running:
-                attempt.cancel()
-            while ending := [attempt for attempt in self._running if not attempt.done()]:
+            for task in self._running:
+                task.cancel()
+            while self._running:
+                self._left.clear()
                 with suppress(asyncio.CancelledError):  # told again, it waits all the same: each ends in bounded time
-                    await asyncio.wait(ending)
+                    await self._left.wait()
 
     async def close(self) -> None:
         """Let the task end; idempotent."""

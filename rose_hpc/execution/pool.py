@@ -57,7 +57,7 @@ class Pool:
         """Carry out an attempt when and where its cores are free."""
         if self.failure is not None:
             raise self.failure
-        request = Request(1) if self.max_concurrent else plan_request(attempt, list(self.slots.total.values()))
+        request = Request(1) if self.max_concurrent else plan_request(attempt, self.slots.total.values())
         grant = await self.slots.take(request)
         lead, *others = (node for node in grant.nodes if isinstance(node, Client))
         try:
@@ -73,12 +73,14 @@ def plan_request(attempt: Attempt, nodes: Collection[int]) -> Request:
 
     Ranks over several nodes are spread evenly: ``ceil(ranks / nodes)`` on each, the last having fewer.
     """
-    least, most = min(nodes, default=0), max(nodes, default=0)
-    each, avoid = attempt.cores // max(1, attempt.ranks), frozenset(attempt.avoid)
-    if attempt.ranks == 1 or attempt.cores <= most or not 0 < each <= least:
-        return Request(attempt.cores, gpus=attempt.gpus, avoid=avoid)
+    one_node = Request(attempt.cores, gpus=attempt.gpus, avoid=frozenset(attempt.avoid))
+    if attempt.ranks == 1:
+        return one_node
+    least, most, each = min(nodes, default=0), max(nodes, default=0), attempt.cores // attempt.ranks
+    if attempt.cores <= most or not 0 < each <= least:
+        return one_node
     count = math.ceil(attempt.ranks / (least // each))
-    return Request(math.ceil(attempt.ranks / count) * each, count, avoid=avoid)
+    return Request(math.ceil(attempt.ranks / count) * each, count, avoid=one_node.avoid)
 
 
 def _placed(attempt: Attempt, grant: Grant, clients: Sequence[Client]) -> Attempt:

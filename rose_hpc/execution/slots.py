@@ -7,9 +7,11 @@ overtakes: who waits at the head for a whole node gets it as soon as it is empty
 from __future__ import annotations
 
 import asyncio
+import bisect
+import itertools
 import math
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 from rose_hpc.errors import UsageError
@@ -68,18 +70,30 @@ class Gpus:
 
 
 class Slots:
-    """Cores by node, given out in the order they were asked for."""
+    """Cores by node, given out in the order they were asked for.
+
+    Nothing here looks at all nodes for each of many requests: there may be a thousand of the one and a hundred
+    thousand of the others.
+    """
 
     def __init__(self) -> None:
         self.free: dict[Hashable, int] = {}
         self.total: dict[Hashable, int] = {}
         self._gpus: dict[Hashable, Gpus | None] = {}
+        self._most = 0  # cores of the largest node
+        self._keys: dict[Hashable, tuple[str, int]] = {}  # each node's name, and a number where names are alike
+        self._order: list[tuple[int, str, int, Hashable]] = []  # by free cores, then by key
+        self._numbers = itertools.count()
         self._waiting: deque[tuple[Request, asyncio.Future[Grant]]] = deque()
 
     def add(self, node: Hashable, cores: int, gpus: Sequence[str] | None = None) -> None:
         """A node joins; ``gpus`` None: nobody knows its GPUs, so they are not counted."""
+        self.remove(node)
         self.free[node] = self.total[node] = cores
         self._gpus[node] = None if gpus is None else Gpus(gpus)
+        self._most = max(self._most, cores)
+        self._keys[node] = (str(node), next(self._numbers))
+        bisect.insort(self._order, self._place(node))
         self._next()
 
     def remove(self, node: Hashable) -> None:
@@ -87,12 +101,15 @@ class Slots:
 
         Those that hold its cores find out by themselves.
         """
-        for known in (self.free, self.total, self._gpus):
-            known.pop(node, None)
-        for request, turn in list(self._waiting):
+        if node not in self.free:
+            return
+        del self._order[bisect.bisect_left(self._order, self._place(node))]
+        for known in (self.free, self.total, self._gpus, self._keys):
+            del known[node]
+        self._most = max(self.total.values(), default=0)
+        for request, turn in self._waiting:
             if self.total and not self._possible(request) and not turn.done():  # without any, whoever lost them tells
                 turn.set_exception(self._never(request))
-        self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
         self._next()  # who stood behind those may fit
 
     def fail(self, error: Exception) -> None:
@@ -110,67 +127,84 @@ class Slots:
         """
         if self.total and not self._possible(request):
             raise self._never(request)
+        if not self._waiting and (grant := self._grant(request)) is not None:
+            self._hold(grant)
+            return grant
         turn: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, turn))
-        self._next()
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
+            if not turn.cancelled() and turn.exception() is None:
                 self.give(turn.result())
-            else:
-                self._waiting = deque(entry for entry in self._waiting if entry[1] is not turn)
-                self._next()
+            self._next()  # who stood behind it may fit
             raise
 
     def give(self, grant: Grant) -> None:
         """Give it back; what was of a node that is gone is gone."""
-        for node in grant.nodes:
-            if node in self.free:
-                self.free[node] += grant.cores if len(grant.nodes) == 1 else self.total[node]
-                if (gpus := self._gpus[node]) is not None:
-                    gpus.change(grant.gpus, grant.share)
+        self._hold(grant, sign=1)
         self._next()
+
+    def _hold(self, grant: Grant, sign: int = -1) -> None:
+        for node in grant.nodes:
+            if node not in self.free:
+                continue
+            del self._order[bisect.bisect_left(self._order, self._place(node))]
+            self.free[node] += sign * (grant.cores if len(grant.nodes) == 1 else self.total[node])
+            bisect.insort(self._order, self._place(node))
+            if grant.gpus and (gpus := self._gpus[node]) is not None:
+                gpus.change(grant.gpus, sign * grant.share)
+
+    def _place(self, node: Hashable) -> tuple[int, str, int, Hashable]:
+        return (self.free[node], *self._keys[node], node)
 
     def _next(self) -> None:
         while self._waiting:
             request, turn = self._waiting[0]
-            grant = self._grant(request)
-            if grant is None and not turn.done():
-                return
+            if not turn.done():
+                if (grant := self._grant(request)) is None:
+                    return
+                self._hold(grant)
+                turn.set_result(grant)
             self._waiting.popleft()
-            if grant is None or turn.done():
-                continue
-            for node in grant.nodes:
-                self.free[node] -= grant.cores if len(grant.nodes) == 1 else self.total[node]
-                if (gpus := self._gpus[node]) is not None:
-                    gpus.change(grant.gpus, -grant.share)
-            turn.set_result(grant)
 
     def _grant(self, request: Request) -> Grant | None:
         """Where a request fits now."""
-        able = self._able(request)
+        avoided = self._avoided(request) if request.avoid else ()
         if request.nodes > 1:
-            idle = sorted((n for n in able if self.free[n] == self.total[n]), key=str)
-            return Grant(tuple(idle[: request.nodes]), request.cores) if len(idle) >= request.nodes else None
-        free = ((self.free[node], str(node), node) for node in able if self.free[node] >= request.cores)
-        for _, _, node in sorted(free):
+            idle = [
+                (name, number, node)
+                for free, name, number, node in self._order
+                if free == self.total[node] >= request.cores and node not in avoided
+            ]
+            nodes = tuple(node for *_, node in sorted(idle)[: request.nodes])
+            return Grant(nodes, request.cores) if len(nodes) == request.nodes else None
+        for index in range(bisect.bisect_left(self._order, (request.cores,)), len(self._order)):
+            node = self._order[index][-1]
             gpus = self._gpus[node]
-            if (chosen := ((), 0.0) if gpus is None else gpus.choose(request.gpus)) is not None:
+            chosen = ((), 0.0) if gpus is None else gpus.choose(request.gpus)
+            if chosen is not None and node not in avoided:
                 return Grant((node,), request.cores, *chosen)
         return None
 
     def _possible(self, request: Request) -> bool:
         """Whether it would fit if nothing else ran."""
+        if request.nodes == 1 and not request.gpus:
+            return request.cores <= self._most
         return len(self._able(request)) >= request.nodes
 
     def _able(self, request: Request) -> list[Hashable]:
-        """The nodes that could hold a part of it; those to be avoided only where there are not enough without them."""
+        """The nodes that could hold a part of it."""
         able = [node for node, total in self.total.items() if total >= request.cores]
         if request.nodes == 1 and request.gpus:
             able = [n for n in able if (g := self._gpus[n]) is None or len(g.free) >= request.gpus]
-        good = [node for node in able if str(node) not in request.avoid]
-        return good if len(good) >= request.nodes else able
+        return able
+
+    def _avoided(self, request: Request) -> Collection[Hashable]:
+        """The nodes it is not to have; none where there are not enough without them."""
+        able = self._able(request)
+        avoided = {node for node in able if str(node) in request.avoid}
+        return avoided if len(able) - len(avoided) >= request.nodes else ()
 
     def _never(self, request: Request) -> UsageError:
         most = max(self.total.values(), default=0)

@@ -165,3 +165,17 @@ def test_a_committed_file_is_nobody_elses(run):
     publishing.publish_tree(scratch, run.policy(0))
     outside.write_text("after")
     assert (run.policy(0) / "weights").read_text() == "before"
+
+
+def test_many_files_wait_once_for_the_disk(run, monkeypatch):
+    """A thousand shards have their names after one look at each folder, and new folders are on the disk too."""
+    synced = []
+    monkeypatch.setattr(publishing, "fsync_path", synced.append)
+    files = {run.scratch / f"{n}.h5": run.shard(n % 2, f"env_{n}") for n in range(1000)}
+    for scratch in files:
+        scratch.write_text(scratch.name)
+    publishing.publish_all(files)
+    assert all(target.read_text() == scratch.name for scratch, target in files.items())
+    assert not any(scratch.exists() for scratch in files)
+    folders = [run.iteration(k) / "shards" for k in range(2)]
+    assert sorted(synced) == sorted([*folders, *(folder.parent for folder in folders), run.path, run.path])
