@@ -31,7 +31,15 @@ def committed(path: Path, before: list[dict[str, Any]]) -> tuple[list[str], list
         return (["I1: the journal is gone"] if before else []), before
     if records[: len(before)] != before:
         return ["I1: records that were there have gone or changed"], records
-    return _files(RunDir(path), records), records
+    found = []
+    for part in parts(RunDir(path)):
+        found += _files(part, read_journal(part.journal))
+    return found, records
+
+
+def parts(run: RunDir) -> list[RunDir]:
+    """The learners of a run, or itself where there is one."""
+    return run.learners or [run]
 
 
 def _files(run: RunDir, records: list[dict[str, Any]]) -> list[str]:
@@ -67,6 +75,13 @@ def _experience(path: Path, digest: str, *, needed: bool) -> list[str]:
 
 def essence(path: Path) -> dict[str, Any]:
     """What must be equal between an undisturbed run and any other of the same training (I3, I4)."""
+    if len(learners := parts(RunDir(path))) == 1:
+        return _essence(path)
+    ended = Progress.of(read_journal(path / "journal.jsonl")).end or {}
+    return {"end": ended.get("state"), **{learner.name: _essence(learner.path) for learner in learners}}
+
+
+def _essence(path: Path) -> dict[str, Any]:
     progress = Progress.of(read_journal(path / "journal.jsonl"))
     of: dict[str, Any] = {"iteration": progress.iteration, "rewards": progress.rewards, "rows": progress.rows}
     of["banks"] = {k: (r.get("digest"), r.get("rows"), r.get("returns")) for k, r in sorted(progress.merges.items())}
@@ -89,8 +104,8 @@ def differences(ours: dict[str, Any], undisturbed: dict[str, Any]) -> list[str]:
 
 def left_over(path: Path) -> list[str]:
     """Of a run that has ended: nothing unpublished is left."""
-    scratch = path / "scratch"
-    left = [entry.name for entry in scratch.iterdir()] if scratch.is_dir() else []
+    scratches = [run.scratch for run in {RunDir(path), *parts(RunDir(path))} if run.scratch.is_dir()]
+    left = [entry.name for scratch in scratches for entry in scratch.iterdir()]
     temporary = [str(p.relative_to(path)) for p in path.rglob(".*.tmp")]
     return [f"I7: left behind: {', '.join(sorted(left + temporary))}"] if left or temporary else []
 

@@ -149,6 +149,7 @@ SCENARIOS = {
     "retention": Scenario(Tiny("config", policies=1)),
     "commands of a program": Scenario(Tiny("commands", iterations=2)),
     "functions of a program": Scenario(Tiny("functions", iterations=2)),
+    "several learners": Scenario(Tiny("config", iterations=2, learners=2)),
     "a resumed run": Scenario(Tiny("config"), killed_in_the_middle),
     "a resumed program": Scenario(Tiny("commands", iterations=2), killed_in_the_middle),
     "a policy without a record": Scenario(Tiny("config", iterations=2), killed_with_a_policy_published),

@@ -22,6 +22,7 @@ TRAININGS = (
     Tiny("commands"),
     Tiny("config", shards=True),
     Tiny("functions"),
+    Tiny("config", iterations=2, learners=2),
 )
 
 

@@ -79,6 +79,7 @@ _CONFIG = """
     [retention]
     policies = {policies}
     shards = {shards}
+    {sweep}
 """
 _PROGRAM = """\
 import asyncio, pathlib, shlex, sys
@@ -162,6 +163,7 @@ class Tiny:
             an engine that is not ours.
         environments, iterations, window: how much.
         policies, shards: retention (a configuration's alone).
+        learners: how many there are side by side (likewise).
     """
 
     form: Form = "config"
@@ -170,6 +172,7 @@ class Tiny:
     window: int = 1
     policies: int | Literal["all"] = "all"
     shards: bool = False
+    learners: int = 1
     seed: int = 11
 
     def write(self, folder: Path) -> Path:
@@ -186,6 +189,7 @@ class Tiny:
                 window=self.window,
                 policies='"all"' if self.policies == "all" else self.policies,
                 shards=str(self.shards).lower(),
+                sweep=f"[sweep]\n    repeat = {self.learners}" if self.learners > 1 else "",
             )
             target = folder / "config.toml"
         else:

@@ -98,6 +98,8 @@ class Zygote:
 
     def start(self, argv: Sequence[object], cwd: Path, out: Path, env: Mapping[str, str], program: str = "") -> Driver:
         """Start ``rose-hpc ARGV``, or a Python ``program`` with these arguments; output to OUT.out, OUT.err."""
+        for suffix in (".out", ".err"):
+            out.with_suffix(suffix).touch()
         request = {"argv": list(map(str, argv)), "cwd": str(cwd), "out": str(out), "env": dict(env), "program": program}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
