@@ -23,7 +23,7 @@ from rose_hpc.config_models import Config
 from rose_hpc.errors import ConfigError
 from rose_hpc.toml_lines import KeyPath, TomlLines, locate
 
-__all__ = ["Config", "EnvironmentConfig", "Stage", "check_scripts", "dump_config", "fill", "load_config"]
+__all__ = ["Config", "EnvironmentConfig", "Stage", "check_scripts", "dump_config", "fill", "load_config", "unnamed"]
 
 _SET_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _INTERPRETER = re.compile(r"python[0-9.]*")
@@ -92,6 +92,25 @@ def check_scripts(config: Config, path: Path | None = None) -> None:
             if what not in seen:
                 _check_script(config, path, (*table, "command"), *names)
         seen.add(what)
+
+
+def unnamed(config: Config) -> list[str]:
+    """The learners' parameters that no command has a placeholder for, and no function a keyword, as far as can be seen.
+
+    It may be a slip of the pen; tasks find them in ``ROSE_HPC_PARAMETERS`` all the same.
+    """
+    values = {"update": len(config.environments.resolve()), "check": 1}
+    left = dict(config.learners[0].parameters)
+    for command, function, table, own in {
+        (t.command, t.function, table[0], tuple(own)) for table, t, own in config.tasks
+    }:
+        if command is not None:
+            left = {key: value for key, value in left.items() if f"{{{key}}}" not in command}
+        elif function is not None:
+            called = named.Named(function, str(config.base), dict.fromkeys(own), config.learners[0].parameters)
+            taken = named.check(called, values.get(str(table), 0))
+            left = {key: value for key, value in left.items() if taken is not None and key not in taken}
+    return sorted(left)
 
 
 def _check_function(path: Path | None, key: KeyPath, function: named.Named, values: int) -> None:

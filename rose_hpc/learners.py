@@ -29,7 +29,7 @@ from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 from rose_hpc.session import Observer, Session, clear_scratch
 from rose_hpc.signals import interrupts
-from rose_hpc.states import IterationState, LearnerConfig
+from rose_hpc.states import IterationState, LearnerConfig, TaskConfig, check_task
 from rose_hpc.tracking import TrackerBase
 from rose_hpc.workflow import Workflow
 
@@ -84,6 +84,23 @@ class ReinforcementLearner(Registering):
         """Let ``tracker`` follow; call it after all tasks are registered."""
         tracker.on_start(self._manifest())
         self._trackers.append(tracker)
+
+    def create_iteration_schedule(
+        self, task_name: str, schedule: Mapping[int, Mapping[str, Any]]
+    ) -> dict[int, TaskConfig]:
+        """What a :class:`LearnerConfig` takes for a task, from plain data by iteration (-1: all others).
+
+        As in ROSE: ``{0: {"kwargs": {"rate": 0.1}}, -1: {"args": (1,)}}``.
+        """
+        check_task(task_name)
+        return {iteration: TaskConfig(**given) for iteration, given in schedule.items()}
+
+    def create_adaptive_schedule(
+        self, task_name: str, param_schedule: Callable[[int], Mapping[str, Any]], iterations: int = 100
+    ) -> dict[int, TaskConfig]:
+        """The same from a function of the iteration; after ``iterations``, the last one's values hold."""
+        schedule = {iteration: param_schedule(iteration) for iteration in range(iterations)}
+        return self.create_iteration_schedule(task_name, {**schedule, -1: schedule[iterations - 1]})
 
     def get_current_state(self) -> IterationState | None:
         """The last state that was yielded."""

@@ -60,7 +60,7 @@ class Named:
         function = _load(self.name, self.folder)
         keywords = {**_taken(function, self.offered), **self.own}
         if not takes(function, len(values), keywords):
-            raise CallError(f"cannot be called: {unfit(self.name, len(values), keywords)}")
+            raise CallError(f"cannot be called: {unfit(function, self.name, len(values), keywords)}")
         value = function(*values, **keywords)
         return _awaited(value) if inspect.isawaitable(value) else _plain(value)
 
@@ -132,8 +132,12 @@ def _taken(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str
     return {key: value for key, value in offered.items() if key in names}
 
 
-def unfit(name: str, count: int, keywords: Mapping[str, Any]) -> str:
+def unfit(function: Callable[..., Any], name: str, count: int, keywords: Mapping[str, Any]) -> str:
     """Why a function that :func:`takes` something else cannot be called, and how it should be written."""
+    wants = inspect.signature(function).parameters.values()
+    needed = [each.name for each in wants if each.kind is each.KEYWORD_ONLY and each.default is each.empty]
+    if missing := [key for key in needed if key not in keywords]:
+        return f"{name} needs {', '.join(missing)}, and there is no such parameter"
     given = [f"{count} value{'s' * (count != 1)}"] * bool(count) + [f"{key}=..." for key in keywords]
     wanted = [("value" if count == 1 else "*values")] * bool(count) + list(keywords)
     return (
@@ -158,10 +162,13 @@ def check_name(text: str) -> str:
     return text
 
 
-def check(named: Named, count: int) -> None:
+def check(named: Named, count: int) -> set[str] | None:
     """Refuse a function that is not there, or that cannot be called with ``count`` values and its keywords.
 
     Nothing is imported, so that it is safe and quick on a login node; what only running can tell is not found here.
+
+    Returns:
+        which of what is offered it takes; None where only running can tell.
 
     Raises:
         ConfigError: what is wrong with it.
@@ -173,7 +180,7 @@ def check(named: Named, count: int) -> None:
         hint = suggest(module_name, there) or "modules are looked for in the configuration file's folder"
         raise ConfigError(f"there is no module {module_name!r} in {named.folder}, and none is installed", hint=hint)
     if not spec.origin or not spec.origin.endswith(".py"):
-        return
+        return None
     try:
         tree = ast.parse(Path(spec.origin).read_bytes())
     except (SyntaxError, ValueError) as error:
@@ -182,14 +189,16 @@ def check(named: Named, count: int) -> None:
     known = dict(_defined(tree.body))
     if attribute not in known:
         if "*" in known or "__getattr__" in known:
-            return
+            return None
         raise ConfigError(f"{spec.origin} has no {attribute!r}", hint=suggest(attribute, known) or "define it there")
     function = known[attribute]
-    if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and not function.decorator_list:
-        stub = _stub(function)
-        keywords = {**_taken(stub, named.offered), **named.own}
-        if not takes(stub, count, keywords):
-            raise ConfigError(unfit(named.name, count, keywords))
+    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or function.decorator_list:
+        return None
+    stub = _stub(function)
+    taken = _taken(stub, named.offered)
+    if not takes(stub, count, keywords := {**taken, **named.own}):
+        raise ConfigError(unfit(stub, named.name, count, keywords))
+    return set(taken)
 
 
 def _find(module: str, folder: str) -> ModuleSpec | None:

@@ -139,6 +139,7 @@ class Stages:
             stage="update",
             seconds=outcome.seconds,
             node=outcome.node,
+            max_rss_mb=outcome.max_rss_mb,
             policy=policy,
             state=state,
             **self.tries.keep("update", work, outcome, value),

@@ -83,7 +83,16 @@ class LearnerConfig(BaseModel):
         Raises:
             UsageError: for any other name.
         """
-        if task_name not in type(self).model_fields:
-            raise UsageError(f"no task is called {task_name!r}", hint=f"known: {', '.join(type(self).model_fields)}")
+        check_task(task_name)
         config = getattr(self, task_name)
         return config.get(iteration, config.get(-1)) if isinstance(config, dict) else config
+
+
+def check_task(name: str) -> None:
+    """Refuse a name that is no task's.
+
+    Raises:
+        UsageError: it names those there are.
+    """
+    if name not in LearnerConfig.model_fields:
+        raise UsageError(f"no task is called {name!r}", hint=f"known: {', '.join(LearnerConfig.model_fields)}")

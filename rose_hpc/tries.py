@@ -70,6 +70,7 @@ class Tries:
         self.arguments = arguments or (lambda stage, iteration: ((), {}))
         self.walltime = Walltime(driver_end(engine.deadline, os.environ))
         self.limit = limit or asyncio.Semaphore(workflow.max_concurrent or engine.width or 2**31)
+        self._opaque: set[str] = set()  # whose values no record holds, which was told
         self.values: dict[str, Any] = {}  # this iteration's, by environment or stage
         self._numbers: Counter[tuple[int, str, str]] = Counter()
         self._failures: Counter[tuple[int, str, str]] = Counter()
@@ -202,7 +203,7 @@ class Tries:
 
     def _more_time(self, place: Place, reason: str) -> str:
         """How a configuration's run gets more of it: the file it came from is read no more."""
-        if reason != "timeout" or not self.workflow.update.argv:
+        if reason != "timeout" or self.session.progress.run.get("source") != "config":
             return ""
         table = "environments" if place.environment else place.stage
         return f", with `--set {table}.timeout_s=SECONDS` for more time"
@@ -214,4 +215,10 @@ class Tries:
         self.values[name] = value if work.is_function else outcome.stdout
         if self.values[name] is None:
             return {}
-        return {"value": self.values[name]} if json_like(self.values[name]) else {"opaque": True}
+        if json_like(self.values[name]):
+            return {"value": self.values[name]}
+        if name not in self._opaque:
+            self._opaque.add(name)
+            what = f"{name} returned a {type(self.values[name]).__name__} that no record can hold"
+            self.session.warn(f"{what}: an iteration that is cut off after it is done again from its beginning")
+        return {"opaque": True}

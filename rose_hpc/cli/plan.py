@@ -34,7 +34,7 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         ConfigError, UsageError: it cannot be done, and why.
     """
-    from rose_hpc.config import check_scripts, load_config
+    from rose_hpc.config import check_scripts, load_config, unnamed
     from rose_hpc.cores import available_cores
     from rose_hpc.workflow import check_fits, from_config
 
@@ -58,6 +58,7 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
         ]
         if config.sweep
         else None,
+        "unnamed": unnamed(config),
         "engine": "embedded",
         "cores": cores,
         "at_once": min(at_once, len(workflow.environments)),
@@ -100,7 +101,7 @@ def describe(facts: dict[str, Any]) -> str:
     lines = [
         f"{facts['name']} (seed {seed}), until {' or '.join(until)}",
         f"commands run in {facts['folder']}",
-        *(_learners(facts["learners"]) if facts["learners"] else ()),
+        *(_learners(facts["learners"], facts["unnamed"]) if facts["learners"] else ()),
         "",
         f"1. collect: {len(environments)} environments, {facts['at_once']} at once on {facts['cores']} cores"
         f" ({facts['waves']} wave{'s' if facts['waves'] > 1 else ''})",
@@ -124,10 +125,12 @@ def describe(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _learners(learners: list[dict[str, Any]]) -> list[str]:
+def _learners(learners: list[dict[str, Any]], unnamed: list[str]) -> list[str]:
     """The learners of a sweep; what follows them is of the first."""
     first = "; each does all of this, with its own parameters (shown: the first one's)"
-    return ["", f"{len(learners)} learners side by side{first}", *_few([f"     {_called(each)}" for each in learners])]
+    note = f"     no command or function names {', '.join(unnamed)}: it is in ROSE_HPC_PARAMETERS only"
+    lines = _few([f"     {_called(each)}" for each in learners])
+    return ["", f"{len(learners)} learners side by side{first}", *lines, *([note] if unnamed else ())]
 
 
 def _few(lines: list[str]) -> list[str]:

@@ -85,6 +85,23 @@ ASK = """
             return x + 1, os.environ["SLURMD_NODENAME"]
 
         facts["function"] = await where(41)
+        rl = rose_hpc.ParallelReinforcementLearner(flow, seed=0, run_dir="population", quiet=True)
+
+        @rl.environment_task(as_executable=False)
+        def environment():
+            return {"learner": rose_hpc.current_task().learner, "node": os.environ["SLURMD_NODENAME"]}
+
+        @rl.update_task(as_executable=False)
+        def update(value, rate=1):
+            return rate * (rose_hpc.current_task().iteration + 1)
+
+        @rl.as_stop_criterion("N", 3, ">=", as_executable=False)
+        def check(value):
+            return value
+
+        rates = [rose_hpc.LearnerConfig(update=rose_hpc.TaskConfig(kwargs={"rate": rate})) for rate in (1, 3, 2)]
+        states = [state async for state in rl.start(max_iter=2, learner_configs=rates)]
+        facts["population"] = [[s.learner_id, s.iteration, s.metric_value, s.learner, s.node] for s in states]
         running = asyncio.create_task(run("z", "touch last; exec sleep 300"))
         while not pathlib.Path("last").exists():
             await asyncio.sleep(0.1)
@@ -230,6 +247,18 @@ class TestOnePilot:
         """A function of asyncflow's is called in the allocation."""
         value, node = facts["function"]
         assert (value, node[0]) == (42, "n")
+
+    def test_learners_share_the_pilot(self, facts):
+        """Three learners side by side on one pilot: each goes its own way, on whatever nodes are free."""
+        told = sorted(facts["population"])
+        assert [entry[:4] for entry in told] == [
+            [0, 0, 1.0, 0],
+            [0, 1, 2.0, 0],
+            [1, 0, 3.0, 1],
+            [2, 0, 2.0, 2],
+            [2, 1, 4.0, 2],
+        ]  # fmt: skip - a table in one look
+        assert all(entry[4].startswith("n") for entry in told)
 
     def test_the_death_of_the_pilot_is_loud(self, facts):
         """When the agent is killed, what runs fails within 30 s with an error that names the sandbox."""

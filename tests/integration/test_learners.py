@@ -229,7 +229,9 @@ def test_values_that_no_record_holds_are_made_again(tmp_path: Path) -> None:
         'assert from_b == ["b", 2], from_b', 'assert from_b == {"b", 2}\n        once("killed") and kill_the_driver()'
     )
     program = programs.write(tmp_path, body, LEARN)
-    assert programs.run(program).returncode == -signal.SIGKILL
+    killed = programs.run(program)
+    assert killed.returncode == -signal.SIGKILL
+    assert killed.stderr.count("warning: b returned a set that no record can hold: an iteration that is cut off") == 1
     run = programs.run_of(tmp_path)
     resumed = projects.rose_hpc("resume", run)
     assert resumed.returncode == 0, resumed.stderr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rose_hpc.config import Config, check_scripts, dump_config, fill, load_config
+from rose_hpc.config import Config, check_scripts, dump_config, fill, load_config, unnamed
 from rose_hpc.errors import ConfigError
 
 GOOD = """\
@@ -413,6 +414,20 @@ def test_a_sweep_has_a_learner_for_every_combination(load):
     repeated = load(named, sets=["sweep.repeat=2"]).learners
     assert [each.label(number) for number, each in enumerate(repeated)] == ["slow.0", "slow.1", "2", "3"]
     assert [each.parameters for each in load(GOOD).learners] == [{}]
+
+
+def test_parameters_that_nothing_names(load, tmp_path):
+    """A swept parameter without placeholder or keyword may be a slip: `plan` names it; whoever takes all takes it."""
+    assert unnamed(load(SWEEP)) == ["size"]
+    assert unnamed(load(SWEEP.replace("{rate}", "{rate} {size}"))) == []
+    functions = re.sub(r'command = "{python} (update|check).py.*"', r'function = "tasks:\1"', SWEEP)
+    source = "def update(*values, rate): pass\ndef check(value): pass\n"
+    (tmp_path / "tasks.py").write_text(source)
+    assert unnamed(load(functions)) == ["size"]
+    (tmp_path / "tasks.py").write_text(source.replace("(value)", "(value, **others)"))
+    assert unnamed(load(functions)) == []
+    (tmp_path / "tasks.py").write_text("from elsewhere import *\n")
+    assert unnamed(load(functions)) == [], "only running can tell"
 
 
 SWEEP_FAULTS = {

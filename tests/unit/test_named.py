@@ -20,6 +20,7 @@ imported = []
 def environment(scale): return {"scale": scale}
 def update(*values, rate=0.1): return [rate, *values]
 def every(*values, **parameters): return parameters
+def needs(*values, rate): return rate
 async def later(value): return value
 def exits(): sys.exit("enough")
 class Model:
@@ -132,6 +133,7 @@ CHECKED = {
     "named_syntax:update": (0, {}, "named_syntax.py:2: invalid syntax"),
     "named_walk:later": (3, {}, "called with 3 values and does not take that; write `def later\\(\\*values\\)`"),
     "named_walk:environment": (0, {"scal": 1}, "called with scal=... and does not .*`def environment\\(scal\\)`"),
+    "named_walk:needs": (2, {}, "named_walk:needs needs rate, and there is no such parameter"),
     "named_package.outer:f": (0, {}, "no module 'named_package.outer'"),
 }
 

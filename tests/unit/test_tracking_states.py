@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
-from rose_hpc import IterationState, LearnerConfig, TaskConfig, TrackerBase
+from rose_hpc import IterationState, LearnerConfig, SequentialReinforcementLearner, TaskConfig, TrackerBase
 from rose_hpc.errors import UsageError
 from rose_hpc.tracking import CriterionManifest, PipelineManifest, TaskManifest
 
@@ -51,6 +52,19 @@ def test_a_configuration_is_found_by_task_and_iteration():
     assert [config.get_task_config("update", k) for k in (0, 3, 4)] == [others, third, others]
     assert config.get_task_config("criterion", 0) is None
     assert LearnerConfig().get_task_config("update", 0) is None
+
+
+def test_roses_short_forms_of_a_schedule():
+    """Plain data by iteration, or a function of the iteration, whose last values hold from then on."""
+    learner = SequentialReinforcementLearner(SimpleNamespace(executable_task=None), quiet=True)
+    plain = learner.create_iteration_schedule("update", {0: {"kwargs": {"rate": 1.0}}, -1: {"args": (2,)}})
+    assert plain == {0: TaskConfig(kwargs={"rate": 1.0}), -1: TaskConfig(args=(2,))}
+    adaptive = learner.create_adaptive_schedule("update", lambda k: {"kwargs": {"rate": 0.5**k}})
+    config = LearnerConfig(update=adaptive)
+    rates = [config.get_task_config("update", k).kwargs["rate"] for k in (0, 3, 99, 100, 5000)]
+    assert rates == [1.0, 0.125, 0.5**99, 0.5**99, 0.5**99]
+    with pytest.raises(UsageError, match="no task is called 'training'; known: environment, update, criterion"):
+        learner.create_iteration_schedule("training", {})
 
 
 @pytest.mark.parametrize("name", ["evaluation", "model_config", "get_task_config"])
