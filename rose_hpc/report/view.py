@@ -266,11 +266,14 @@ class LiveView:
         )
         for head in ("learner", "iteration", "stage", "reward", "best", "rows"):
             table.add_column(head, justify="left" if head in ("learner", "stage") else "right")
+        numbers = {str(each["name"]): number for number, each in enumerate(progress.run.get("learners", ()))}
         for label, each in list(self._learners.items())[: self._MOST_ROWS]:
             best = each.best(each.run.get("operator") or ">")
             reward, most = ("-" if value is None else f"{value:g}" for value in (each.reward, best and best[1]))
             stage = str(each.end["state"]) if each.end else each.stage or ""
-            table.add_row(label, str(each.iteration), stage, reward, most, f"{each.rows:,}")
+            number = numbers.get(label)
+            called = label if number is None else learner_label(progress.run, number)
+            table.add_row(called, str(each.iteration), stage, reward, most, f"{each.rows:,}")
         if (hidden := len(self._learners) - self._MOST_ROWS) > 0:
             table.add_row(f"and {hidden} more")
         return table

@@ -218,7 +218,7 @@ def test_several_learners_in_place(console):
     other = Progress()
     tell(rows["1"], other, RUN, JOB, *iteration(0, 1.0)[:3])
     shown = [line.split() for line in screen(view).splitlines()]
-    assert ["slow", "2", "collect", "120", "150", "24,690"] in shown
+    assert ["slow", "(rate=0.1)", "2", "collect", "120", "150", "24,690"] in shown
     assert ["1", "0", "merge", "-", "-", "0"] in shown
     tell(rows["1"], other, {"kind": "end", "state": "failed", "reason": "x", "iteration": 0})
     assert ["1", "0", "failed", "-", "-", "0"] in [line.split() for line in screen(view).splitlines()]
