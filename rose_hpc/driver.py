@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rose_hpc import failpoints, publishing, rundir, signals
 from rose_hpc.errors import EngineError, RunError, UsageError
-from rose_hpc.journal import read_journal
+from rose_hpc.journal import scan_journal
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
@@ -81,7 +81,7 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
 
 def _check_window(run: RunDir, window: int) -> None:
     """Refuse a window of banks that are no longer there."""
-    progress = Progress.of(read_journal(run.journal))
+    progress = Progress.of(scan_journal(run.journal))
     needed = range(max(0, progress.iteration - window + 1), progress.iteration)
     if missing := [k for k in needed if progress.has_bank(k) and not run.bank(k).exists()]:
         raise UsageError(

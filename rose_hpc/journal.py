@@ -13,12 +13,14 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rose_hpc import failpoints
-from rose_hpc.errors import JournalError, RunError
+from rose_hpc.errors import JournalError, OwnedError, RunError
+from rose_hpc.refusals import named
 
 Record = Mapping[str, Any]
 
@@ -51,46 +53,51 @@ def decode(line: bytes) -> dict[str, Any]:
         raise ValueError("no checksum")
     if b"%08x" % zlib.crc32(head + b"}") != tail[:8]:
         raise ValueError("its checksum does not fit")
-    record: dict[str, Any] = json.loads(head + b"}")
+    record: dict[str, Any] = json.loads((head + b"}").decode())
     return record
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """All records, in order. A torn last line has not happened and is left out.
+    """All records, in order: :func:`scan_journal` for those who need them at once."""
+    return list(scan_journal(path))
+
+
+def scan_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """All records, in order, none of them kept. A torn last line has not happened and is left out.
 
     Raises:
-        RunError: when there is no journal.
+        RunError: when there is no journal, or it cannot be read.
         JournalError: when a line inside is damaged; it names the line and how many records before it are usable.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise RunError(f"{path.parent} is not a run: it has no {path.name}") from None
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
-    return _parse(data, path)[0]
-
-
-def _parse(data: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records in ``data`` and the number of bytes they take (a torn tail is not among them)."""
-    records: list[dict[str, Any]] = []
-    good = 0
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
+    with named(RunError, f"cannot read {path}"):
         try:
-            record = decode(line)
-            if record["seq"] != number - 1:
+            file = open(path, "rb")  # noqa: SIM115 - closed two lines below
+        except FileNotFoundError:
+            raise RunError(f"{path.parent} is not a run: it has no {path.name}") from None
+        with file:
+            for record, _ in _scan(file, path):
+                yield record
+
+
+def _scan(file: BinaryIO, path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The records in a file, each with where it ends (a torn tail is not among them)."""
+    end = 0
+    for number, line in enumerate(file):
+        if not line.endswith(b"\n"):
+            return  # torn
+        try:
+            record = decode(line[:-1])
+            if record["seq"] != number:
                 raise ValueError(f"its seq is {record['seq']}")
         except (ValueError, KeyError) as error:
-            if number == len(lines) - 1 and not lines[-1] and not _begins_soundly(line):
-                break  # the last line: torn inside, though its newline is there
+            if not file.read(1) and not _begins_soundly(line):
+                return  # the last line: torn inside, though its newline is there
             raise JournalError(
-                f"{path}, line {number} is damaged ({error}); the {len(records)} records before it are sound",
+                f"{path}, line {number + 1} is damaged ({error}); the {number} records before it are sound",
                 hint="copy the run directory, then cut the journal before that line to go on from there",
             ) from error
-        records.append(record)
-        good += len(line) + 1
-    return records, good
+        end += len(line)
+        yield record, end
 
 
 def _begins_soundly(line: bytes) -> bool:
@@ -107,75 +114,131 @@ def _begins_soundly(line: bytes) -> bool:
 class Journal:
     """The owner's side: reads what is there, cuts a torn tail off, and appends.
 
-    Attributes:
-        records: every record so far, the ones found and the ones appended.
+    Args:
+        path: of the journal.
+        take: is given every record that is there, in order; none is kept here.
+
+    Raises:
+        JournalError: as :func:`scan_journal` does; nothing is cut then.
+        RunError: when it cannot be opened, read or cut.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, take: Callable[[dict[str, Any]], object] | None = None) -> None:
         self.path = path
-        self.records: list[dict[str, Any]] = []
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._count = self._size = 0  # of the records that are whole
+        with named(RunError, f"cannot write {path}"):
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            data = path.read_bytes()
-            self.records, good = _parse(data, path)
+            self._read(take)
             failpoints.hit("journal-read")
-            if good < len(data):
-                os.ftruncate(self._file, good)
-                failpoints.hit("journal-cut")
+            with named(RunError, f"cannot write {path}"):
+                self._is_torn = os.fstat(self._file).st_size > self._size
+                if self._is_torn:
+                    self._cut()
+                    failpoints.hit("journal-cut")
         except BaseException:
-            os.close(self._file)
+            with suppress(OSError):
+                os.close(self._file)
             raise
         self._synced_at = time.monotonic()
-        self._dirty = False
-        self._syncing = threading.Lock()
+        self._unsynced = bytearray()  # the last bytes of the file, which may not be on the disk
+        self._must_write_again = False
+        self._syncing, self._changing = threading.Lock(), threading.Lock()
+
+    def _read(self, take: Callable[[dict[str, Any]], object] | None) -> None:
+        with named(RunError, f"cannot read {self.path}"), open(self.path, "rb") as file:
+            for record, end in _scan(file, self.path):
+                self._count, self._size = self._count + 1, end
+                if take is not None:
+                    take(record)
 
     def append(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Write one record; it survives the process at once, and the machine within SYNC_INTERVAL_S.
 
         Raises:
-            RunError: when it could not be written whole (disk full); nothing of it counts then.
+            RunError: when it could not be written whole (disk full): nothing of it counts then. Also when it was
+                written, but the disk refuses what should be on it by now.
+            OwnedError: when somebody else has written to the journal.
         """
         failpoints.hit("journal-append")
-        record = {"seq": len(self.records), "time": round(time.time(), 3), "kind": kind, **fields}
+        record = {"seq": self._count, "time": round(time.time(), 3), "kind": kind, **fields}
         line = encode(record)
-        start = os.fstat(self._file).st_size
-        try:
-            if os.write(self._file, line) != len(line):
-                raise OSError(28, "No space left on device")
-        except OSError as error:
-            os.ftruncate(self._file, start)
-            raise RunError(f"cannot write {self.path}: {error.strerror}", hint="the run can be resumed") from error
+        with named(RunError, f"cannot write {self.path}"):
+            self._write(line)
         failpoints.hit("journal-appended")
-        self.records.append(record)
-        self._dirty = True
+        self._count += 1
         if time.monotonic() - self._synced_at > SYNC_INTERVAL_S:
             self.sync()
         return record
+
+    def _write(self, line: bytes) -> None:
+        if self._is_torn:
+            self._cut()
+        if os.fstat(self._file).st_size != self._size:
+            raise OwnedError(
+                f"{self.path} was written to by another driver, which has taken the run over",
+                hint="leave the run to it",
+            )
+        self._is_torn = True
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError:
+            with suppress(OSError):  # the next append tries that again, and who opens it next drops the torn line
+                self._cut()
+            raise
+        self._is_torn = False
+        with self._changing:
+            self._size += len(line)
+            self._unsynced += line
+
+    def _cut(self) -> None:
+        os.ftruncate(self._file, self._size)
+        self._is_torn = False
 
     def sync(self) -> None:
         """Bring what was appended to the disk (the group commit); any thread may call it.
 
         Raises:
-            OSError: when the disk refuses; the next call tries again.
+            RunError: when the disk refuses; the next call tries again.
         """
-        with self._syncing:  # who comes second returns only when its records, too, are on the disk
-            if self._dirty:
-                self._dirty = False  # before, so that what is appended meanwhile is left for the next call
-                try:
-                    failpoints.hit("journal-unsynced")
-                    os.fdatasync(self._file)
-                except OSError:
-                    self._dirty = True
-                    raise
+        with self._syncing, named(RunError, f"cannot bring {self.path} to the disk"):
+            with self._changing:  # what is appended meanwhile is left for the next call
+                start, waiting = self._size - len(self._unsynced), bytes(self._unsynced)
+            if waiting:
+                failpoints.hit("journal-unsynced")
+                if self._must_write_again:
+                    self._write_again(waiting, start)
+                self._must_write_again = True
+                os.fdatasync(self._file)
+                self._must_write_again = False
+                with self._changing:
+                    del self._unsynced[: len(waiting)]
             self._synced_at = time.monotonic()
         failpoints.hit("journal-synced")
 
-    def close(self) -> None:
-        """Sync and close; idempotent."""
-        if self._file >= 0:
-            self.sync()
-            os.close(self._file)
-            self._file = -1
+    def _write_again(self, data: bytes, start: int) -> None:
+        # After a failed fsync Linux takes the pages for written: another one would succeed, though they are lost.
+        file = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)  # not the one that only appends
+        try:
+            while data:
+                count = os.pwrite(file, data, start)
+                data, start = data[count:], start + count
+        finally:
+            os.close(file)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.records)
+    def close(self) -> None:
+        """Sync and close; idempotent.
+
+        Raises:
+            RunError: as :meth:`sync` does; closed it is all the same.
+        """
+        if self._file < 0:
+            return
+        try:
+            self.sync()
+        finally:
+            file, self._file = self._file, -1
+            with named(RunError, f"cannot write {self.path}"):
+                os.close(file)

@@ -19,7 +19,7 @@ from typing import Any, overload
 from rose_hpc import rundir
 from rose_hpc.driver import run_facts
 from rose_hpc.errors import UsageError
-from rose_hpc.journal import read_journal
+from rose_hpc.journal import scan_journal
 from rose_hpc.learning import Learning, last_known
 from rose_hpc.patience import Patience
 from rose_hpc.population import Population, open_learners
@@ -190,7 +190,7 @@ class SingleLearner(ReinforcementLearner):
         state = None
         async for each in self.start(max_iter=max_iter, initial_config=initial_config):
             state = each
-        return state or (None if self.run is None else last_known(Progress.of(read_journal(self.run.journal))))
+        return state or (None if self.run is None else last_known(Progress.of(scan_journal(self.run.journal))))
 
     async def start(
         self, max_iter: int = 0, initial_config: LearnerConfig | None = None
@@ -312,7 +312,7 @@ class ParallelReinforcementLearner(_OneEnvironment, ReinforcementLearner):
         """Run to the end; the last state of each learner, also of those that had nothing left to do."""
         async for _ in self.start(parallel_learners, max_iter, learner_configs, learner_names):
             pass
-        return [last_known(Progress.of(read_journal(run.journal)), None, name) for name, run in self._runs.items()]
+        return [last_known(Progress.of(scan_journal(run.journal)), None, name) for name, run in self._runs.items()]
 
     async def start(
         self,

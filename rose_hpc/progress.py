@@ -11,6 +11,8 @@ Record = Mapping[str, Any]
 STAGES = ("collect", "merge", "update", "check")
 #: of so many last times is known how long something took
 _REMEMBERED = 3
+#: of a stage's record, fields that are large and that nothing is decided by: a run may have ten thousand iterations
+_LEFT_OUT = ("returns", "value")
 
 
 @dataclass
@@ -23,12 +25,14 @@ class Progress:
         ranks: the current iteration's rank records, by environment.
         stages: the current iteration's stage records, by stage.
         rewards: one (iteration, reward) for each check.
-        merges, updates: every iteration's merge and update records.
+        merges, updates: every iteration's merge and update records, without what only reports want (:data:`_LEFT_OUT`).
         config: what ``set_next_config`` set last for the current iteration, or None.
         next_config: a record of what it set since, for the next one.
         end: the last end record, if no driver came after it.
         scripts: the digest of every script, as last seen.
         jobs: one record for each driver.
+        lasts: when each of them wrote last.
+        started, updated: when the first and the last record were written.
         failure: the last failed attempt.
         failures: how many attempts failed, in all.
         nan_rewards: how many rewards were NaN, in all.
@@ -52,6 +56,9 @@ class Progress:
     end: Record | None = None
     scripts: dict[str, str] = field(default_factory=dict)
     jobs: list[Record] = field(default_factory=list)
+    lasts: list[float] = field(default_factory=list)
+    started: float | None = None
+    updated: float | None = None
     failure: Record | None = None
     failures: int = 0
     nan_rewards: int = 0
@@ -73,6 +80,7 @@ class Progress:
 
     def apply(self, record: Record) -> None:
         """Take one more record. Kinds not known here do not change where the run stands."""
+        self._tell_time(record)
         match record["kind"]:
             case "run" | "extend":
                 self.run = {**self.run, **record}
@@ -121,6 +129,15 @@ class Progress:
         self.late.pop(name, None)
         self._took("collect", name, record)
 
+    def _tell_time(self, record: Record) -> None:
+        if (time := record.get("time")) is None:
+            return
+        self.started, self.updated = time if self.started is None else self.started, time
+        if record["kind"] == "job":
+            self.lasts.append(time)
+        elif self.lasts and record["kind"] != "extend":  # which the next driver writes, before its own record
+            self.lasts[-1] = time
+
     def _forget(self, environment: str) -> None:
         """What this environment did in the current iteration is (or will be) done again."""
         before = self.ranks.pop(environment, {})
@@ -144,8 +161,12 @@ class Progress:
             self._collected(record)
         elif stage == "merge":
             self.merges[iteration] = record
+        kept = {key: value for key, value in record.items() if key not in _LEFT_OUT}
+        if stage == "merge":
+            last = next(reversed(self.merges.values()), {}).get("columns")
+            self.merges[iteration] = {**kept, "columns": last} if last == kept.get("columns") and last else kept
         elif stage == "update":
-            self.updates[iteration] = record
+            self.updates[iteration] = kept
         elif stage == "check":
             again = bool(self.rewards) and self.rewards[-1][0] == iteration
             self.rewards[len(self.rewards) - again :] = [(iteration, record["reward"])]

@@ -12,11 +12,13 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints
 from rose_hpc.errors import RunError
+from rose_hpc.refusals import named
 
 _CHUNK = 4 * 1024 * 1024
 #: Linux: share the blocks of another file (Btrfs, XFS, bcachefs, NFS 4.2)
@@ -41,7 +43,11 @@ def make_folder(path: Path) -> None:
 
 
 def publish(scratch: Path, target: Path) -> None:
-    """Give a file that is already on the disk (its writer has synced it) its published name."""
+    """Give a file that is already on the disk (its writer has synced it) its published name.
+
+    Raises:
+        RunError: when the system refuses. The old file or the new one is there then.
+    """
     publish_all({scratch: target})
 
 
@@ -50,27 +56,42 @@ def publish_all(files: Mapping[Path, Path]) -> None:
 
     Args:
         files: the name each is to have, by the one it has.
+
+    Raises:
+        RunError: when the system refuses. Of each the old file or the new one is there then.
     """
     folders = {target.parent for target in files.values()}
     for folder in folders:
-        make_folder(folder)
+        with named(RunError, f"cannot make {folder}"):
+            make_folder(folder)
     for scratch, target in files.items():
         failpoints.hit("publish-begun")
-        os.rename(scratch, target)  # noqa: PTH104 - Path.rename makes another Path, a thousand times
+        with named(RunError, f"cannot publish {target}"):
+            os.rename(scratch, target)  # noqa: PTH104 - Path.rename makes another Path, a thousand times
         failpoints.hit("publish-renamed")
     for folder in folders:
-        fsync_path(folder)
+        with named(RunError, f"cannot bring {folder} to the disk"):
+            fsync_path(folder)
 
 
 def write_file(target: Path, data: bytes) -> None:
-    """Publish a small file of ours."""
+    """Publish a small file of ours.
+
+    Raises:
+        RunError: as :func:`publish` does; nothing is left of what was written.
+    """
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     failpoints.hit("small-file-begun")
-    with open(scratch, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(scratch, target)
+    try:
+        with named(RunError, f"cannot write {target}"), open(scratch, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(scratch, target)
+    except BaseException:
+        with suppress(OSError):  # gone already, or as unwilling as what failed
+            scratch.unlink()
+        raise
 
 
 def publish_tree(scratch: Path, target: Path) -> dict[str, Any]:
@@ -86,20 +107,42 @@ def publish_trees(folders: Mapping[Path, Path]) -> list[dict[str, Any]]:
 
     Returns:
         for each ``{"digest": ..., "files": ..., "bytes": ...}``; the digest covers names and contents.
+
+    Raises:
+        RunError: when the system refuses, or something is in one that cannot be published.
     """
     failpoints.hit("tree-unsealed")
     facts = [tree_facts(scratch, seal=True) for scratch in folders]
     failpoints.hit("tree-sealed")
-    for target in folders.values():
-        if target.exists():  # published by an attempt whose record was never written: it has not happened
-            shutil.rmtree(target)
-            failpoints.hit("tree-removed")
+    aside = {scratch.with_name(f"{scratch.name}.old"): target for scratch, target in folders.items()}
+    for old, target in aside.items():
+        with named(RunError, f"cannot replace {target}"):
+            if target.exists():  # published by an attempt whose record was never written: it has not happened
+                remove(old)
+                target.rename(old)  # whole, for what is half removed must not be there under a published name
+                failpoints.hit("tree-removed")
     publish_all(folders)
+    for old in aside:
+        with suppress(RunError):  # the next driver clears what scratch is left
+            remove(old)
     return facts
 
 
 def tree_facts(folder: Path, *, seal: bool = False) -> dict[str, Any]:
-    """Digest (xxh3-128 over sorted names and contents), number of files and bytes of a folder."""
+    """Digest (xxh3-128 over sorted names and contents), number of files and bytes of a folder.
+
+    Args:
+        folder: which.
+        seal: also bring all of it to the disk, and make it read-only.
+
+    Raises:
+        RunError: when it cannot be read (or sealed), or something is in it that is neither file nor folder.
+    """
+    with named(RunError, f"cannot {'seal' if seal else 'read'} {folder}"):
+        return _tree_facts(folder, seal)
+
+
+def _tree_facts(folder: Path, seal: bool) -> dict[str, Any]:
     import xxhash  # here, because the login node's commands import this module too
 
     total = xxhash.xxh3_128()
@@ -143,19 +186,23 @@ def copy_tree(source: Path | None, target: Path) -> None:
     """A private, writable copy of a published folder (an empty one for None).
 
     Never hard links: a change in place would alter the committed file.
+
+    Raises:
+        RunError: when the system refuses; half a copy may be left then.
     """
-    target.mkdir(parents=True)
-    failpoints.hit("copy-begun")
-    if source is None:
-        return
-    for path in sorted(source.rglob("*")):
-        copy = target / path.relative_to(source)
-        if path.is_dir():
-            copy.mkdir()
-        else:
-            copy_file(path, copy)
-            failpoints.hit("copy-file-copied")
-            copy.chmod(stat.S_IMODE(path.stat().st_mode) | 0o200)
+    with named(RunError, f"cannot make {target}, a copy of {source or 'nothing'}"):
+        target.mkdir(parents=True)
+        failpoints.hit("copy-begun")
+        if source is None:
+            return
+        for path in sorted(source.rglob("*")):
+            copy = target / path.relative_to(source)
+            if path.is_dir():
+                copy.mkdir()
+            else:
+                copy_file(path, copy)
+                failpoints.hit("copy-file-copied")
+                copy.chmod(stat.S_IMODE(path.stat().st_mode) | 0o200)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -168,20 +215,30 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder that is there or not."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a file or folder that is there or not.
+
+    Raises:
+        RunError: when the system refuses.
+    """
+    with named(RunError, f"cannot remove {path}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def drop(path: Path, scratch: Path) -> None:
-    """Remove something committed, which may be gone already: at no moment is half of it there under its name."""
-    if path.is_dir():
-        aside = scratch / f"dropped-{path.parent.name}-{path.name}"
-        remove(aside)
-        path.rename(aside)
-        failpoints.hit("folder-renamed-away")
-        remove(aside)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove something committed, which may be gone already: at no moment is half of it there under its name.
+
+    Raises:
+        RunError: when the system refuses.
+    """
+    with named(RunError, f"cannot remove {path}"):
+        if path.is_dir():
+            aside = scratch / f"dropped-{path.parent.name}-{path.name}"
+            remove(aside)
+            path.rename(aside)
+            failpoints.hit("folder-renamed-away")
+            remove(aside)
+        else:
+            path.unlink(missing_ok=True)

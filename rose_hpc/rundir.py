@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rose_hpc import failpoints
 from rose_hpc.errors import RunError, UsageError
-from rose_hpc.publishing import write_file
+from rose_hpc.publishing import fsync_path, make_folder, write_file
+from rose_hpc.refusals import cause_of, next_step
 
 _LEARNER = re.compile(r"learner-(\d+)")
 
@@ -159,7 +160,7 @@ def create(
             path = check_path(run_dir or runs_folder() / f"{name}-{uuid.uuid4().hex[:4]}")
             if run_dir is None and path.exists():
                 continue
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             failpoints.hit("run-folder-made")
             run = RunDir(path)
             if not _begun_by_us(run):
@@ -175,10 +176,12 @@ def create(
                 write_file(run.journal, journal)
             else:
                 run.journal.touch()
+            fsync_path(path)
             failpoints.hit("run-journal-made")
             return run
     except OSError as error:
-        raise RunError(f"cannot make the run directory {error.filename}: {error.strerror}") from error
+        what = f"cannot make the run directory {error.filename}: {cause_of(error)}"
+        raise RunError(what, hint=next_step(error)) from error
     raise RunError(f"{runs_folder()} is full of runs of this name", hint="give --run-dir")
 
 

@@ -65,10 +65,10 @@ class Session:
         self.observers = list(observers)
         self.ownership: Ownership = Ownership(run) if within is None else within.ownership
         self._owner: Session = within or self
+        self.progress = Progress()
         try:
-            self.journal = Journal(run.journal)
+            self.journal = Journal(run.journal, self.progress.apply)
             failpoints.hit("session-read")
-            self.progress = Progress.of(self.journal)
             check_format(run, self.progress)
         except BaseException:
             if within is None:
@@ -89,20 +89,22 @@ class Session:
 
     def _beat(self) -> None:
         # A thread, because a program may keep the event loop busy for longer than a heartbeat may be late.
-        waited = 0.0
+        waited, said = 0.0, ""
         while not self._closing.wait(SYNC_INTERVAL_S):
             waited += SYNC_INTERVAL_S
             try:
-                for journal in tuple(self._journals):
-                    journal.sync()
                 if waited >= HEARTBEAT_S:
                     waited = 0.0
-                    self.ownership.beat()
+                    self.ownership.beat()  # first: it lives, whatever its disk does
+                for journal in tuple(self._journals):
+                    journal.sync()
             except OwnedError as error:
                 self._lost = error  # what this driver would still record is refused
                 return
-            except OSError as error:
-                log.warning("the run's files cannot be brought up to date: %s", error)
+            except (OSError, RunError) as error:  # the next record tries again, and ends the run where that is in vain
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("the run's files cannot be brought up to date: %s", error)
 
     def record(self, kind: str, **fields: Any) -> None:
         """Append a record, and let everyone know.
@@ -235,6 +237,6 @@ def clear_scratch(run: RunDir) -> None:
     for folder in (run.scratch, run.logs):
         folder.mkdir(exist_ok=True)
     for path in (*run.scratch.iterdir(), *run.path.glob(".*.tmp")):  # the latter of a command that was killed
-        with suppress(OSError):  # a rank that outlived its driver may still write there; no name of ours is the same
+        with suppress(RunError):  # a rank that outlived its driver may still write there; no name of ours is the same
             publishing.remove(path)
             failpoints.hit("scratch-removed")

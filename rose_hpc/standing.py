@@ -12,7 +12,7 @@ from typing import Any
 from rose_hpc import ownership
 from rose_hpc.checkpoint import check_format
 from rose_hpc.disk import disk_use, in_words
-from rose_hpc.journal import read_journal
+from rose_hpc.journal import read_journal, scan_journal
 from rose_hpc.progress import Progress, badness
 from rose_hpc.report.words import parameters
 from rose_hpc.rundir import RunDir
@@ -30,6 +30,12 @@ _OF_ONE = ("missing", "late")
 class Sight:
     """A run's files, read once.
 
+    Attributes:
+        run: the run.
+        records: all of its journal, where they were asked for: those of a long run take a gigabyte.
+        progress: the fold of them.
+        jobs: what was submitted.
+
     Raises (:meth:`of`):
         RunError: when it is not a run, or its journal is damaged.
     """
@@ -41,13 +47,13 @@ class Sight:
     learners: tuple[Sight, ...] = ()
 
     @classmethod
-    def of(cls, run: RunDir) -> Sight:
-        """Read them, those of its learners too."""
-        records = read_journal(run.journal)
-        progress = Progress.of(records)
+    def of(cls, run: RunDir, *, keep: bool = False) -> Sight:
+        """Read them, those of its learners too; keep the records, as well."""
+        records = read_journal(run.journal) if keep else []
+        progress = Progress.of(records if keep else scan_journal(run.journal))
         check_format(run, progress)
         several = len(progress.run.get("learners", ()))
-        learners = tuple(cls.of(each) for each in run.learners if each.number < several)
+        learners = tuple(cls.of(each, keep=keep) for each in run.learners if each.number < several)
         return cls(run, records, progress, read_records(run), learners)
 
     @property
@@ -95,10 +101,10 @@ def standing_of(sight: Sight, queue: Queue, *, disk: bool = False) -> dict[str, 
         "environments": len(facts.get("environments", ())),
         "jobs": list(dict.fromkeys(job for job in (*_driven(progress), *(each["job"] for each in jobs)) if job)),
         "slurm": jobs,
-        "node_hours": view.node_hours(sight.everything, sight.jobs, queue),
+        "node_hours": view.node_hours(progress, sight.jobs, queue, [each.progress for each in sight.learners]),
         "drivers": len(progress.jobs),
         "owner": ownership.read_owner(sight.run) if verdict.state == "running" else None,
-        "started": sight.records[0]["time"] if sight.records else None,
+        "started": progress.started,
         "disk": asdict(disk_use(sight.run.path)) if disk else None,
         **_reached(sight, verdict.state),
     }
@@ -114,7 +120,7 @@ def _reached(sight: Sight, state: str) -> dict[str, Any]:
         "state": state,
         "reason": (progress.end or {}).get("reason") if state not in ("pending", "running") else None,
         "iteration": progress.iteration,
-        "stage": progress.stage if state == "running" and sight.records else None,
+        "stage": progress.stage if state == "running" and progress.started is not None else None,
         "reward": progress.reward,
         "best_reward": best[1] if best else None,
         "policy": _policy(run, newest),
@@ -126,7 +132,7 @@ def _reached(sight: Sight, state: str) -> dict[str, Any]:
         "late": progress.late,
         "late_shards": {"admitted": progress.admitted, "discarded": progress.discarded},
         "ranks": view.ranks(run, progress) if state == "running" else None,
-        "updated": sight.records[-1]["time"] if sight.records else None,
+        "updated": progress.updated,
     }
 
 

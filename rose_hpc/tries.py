@@ -6,11 +6,12 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from rose_hpc import failpoints, publishing
 from rose_hpc.attempts import Place
-from rose_hpc.errors import TaskError, TaskTimeoutError
+from rose_hpc.errors import RunError, TaskError, TaskTimeoutError
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.engine import Call, Engine
 from rose_hpc.patience import again_s
@@ -149,7 +150,8 @@ class Tries:
     async def fail(self, place: Place, outcome: Outcome, message: str, reason: str, work: Work | None = None) -> None:
         """Record the failure of an attempt, and raise it; of ``work`` that has retries left, for :meth:`persist`."""
         for path in (place.shard, place.policy, place.state):
-            await asyncio.to_thread(publishing.remove, path)
+            with suppress(RunError):  # why the attempt failed is what matters; the next driver clears what is left
+                await asyncio.to_thread(publishing.remove, path)
         failpoints.hit("failure-cleared")
         again_s = self._again_s(place, outcome.node, work) if reason != "lost" and work is not None else None
         self.session.record(

@@ -107,7 +107,10 @@ def _leave_if_idle(ctx: click.Context, sight: Sight) -> None:
 
     if "learners" not in sight.progress.run and sight.run.learners:
         return  # a program with several learners one by one, of which this journal tells only the first
-    if why := nothing_to_do(sight.everything, sight.jobs, os.environ.get("SLURM_JOB_ID")):
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or sight.progress.end is None:
+        return
+    if why := nothing_to_do(Sight.of(sight.run, keep=True).everything, sight.jobs, job):
         from rose_hpc.driver import EXIT_CODES
 
         click.echo(f"{sight.run.path} {why}; this job of its chain has nothing to do")

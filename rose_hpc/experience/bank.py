@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from rose_hpc.errors import DamagedError, ExperienceError, SchemaError
 from rose_hpc.experience.episodes import Episodes, joined, read_episodes
-from rose_hpc.experience.files import opened
+from rose_hpc.experience.files import UnreadableError, opened
 from rose_hpc.experience.header import read_info
 from rose_hpc.experience.replay import ahead as draw_ahead
 from rose_hpc.experience.replay import choose_episodes, choose_sequences, rows_of, take
 from rose_hpc.experience.schema import Column, ShardInfo, difference
 from rose_hpc.experience.stats import Stats, combine, stats_of
 from rose_hpc.experience.window import WindowColumn
+from rose_hpc.refusals import named
 
 #: rows turned into dicts at once when a bank is iterated
 _ROWS_AT_ONCE = 1024
@@ -279,15 +280,22 @@ def _as_one(parts: Sequence[NDArray[Any]], column: Column) -> Any:
 
 def _map(part: ShardInfo, skip: int = 0) -> Mapping[str, NDArray[Any]]:
     """The columns of a file, but for its first ``skip`` rows, as read-only arrays over it."""
-    with opened(part.path) as fd:
-        size = os.fstat(fd).st_size
-        # Reading a mapping beyond the end of its file kills the process, so what the header says is checked once more.
-        for name, column in part.columns.items():
-            if column.offset < 0 or column.offset + part.rows * column.row_bytes > size:
-                text = f"{part.path} is damaged: column '{name}' reaches beyond its end"
-                raise DamagedError(text, paths=[str(part.path)])
-        view = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+    try:
+        with named(ExperienceError, f"cannot read {part.path}"), opened(part.path) as fd:
+            view = _map_file(fd, part)
+    except UnreadableError as error:
+        raise ExperienceError(f"cannot read {part.path}: {error}", hint=error.hint) from error
     return {
         name: np.ndarray((part.rows, *column.shape), np.dtype(column.dtype), buffer=view, offset=column.offset)[skip:]
         for name, column in part.columns.items()
     }
+
+
+def _map_file(fd: int, part: ShardInfo) -> mmap.mmap:
+    size = os.fstat(fd).st_size
+    # Reading a mapping beyond the end of its file kills the process, so what the header says is checked once more.
+    for name, column in part.columns.items():
+        if column.offset < 0 or column.offset + part.rows * column.row_bytes > size:
+            text = f"{part.path} is damaged: column '{name}' reaches beyond its end"
+            raise DamagedError(text, paths=[str(part.path)])
+    return mmap.mmap(fd, size, access=mmap.ACCESS_READ)

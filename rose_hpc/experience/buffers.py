@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rose_hpc.errors import ExperienceError
 from rose_hpc.experience.digest import ChunkDigests, column_digest
 from rose_hpc.experience.files import copy_range, start_writing, write_all
 from rose_hpc.experience.stats import Stats, StatsStream, block_rows
+from rose_hpc.refusals import named
 
 #: what a writer keeps in memory; more goes to a file without a name
 MEMORY_BYTES = 256 * 1024 * 1024
@@ -50,12 +52,10 @@ class Store:
         if block.nbytes <= self._room:
             self._room -= block.nbytes
             return block
-        try:
+        with named(ExperienceError, f"cannot write rows to {self._folder}"):
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - close() ends it
             write_all(self._file.fileno(), as_bytes(block), self._end)
-        except OSError as error:
-            raise ExperienceError(f"cannot write rows to {self._folder}: {error.strerror}") from error
         piece = (self._end, block.nbytes)
         self._end += block.nbytes
         return piece
@@ -71,7 +71,8 @@ class Store:
     def close(self) -> None:
         """Let go of the file, if there is one."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what was in it is elsewhere, or given up: closed it is all the same
+                self._file.close()
             self._file = None
 
 

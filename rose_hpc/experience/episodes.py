@@ -186,7 +186,7 @@ def find_episodes(
                     return None
             return joined(parts)
     except UnreadableError as error:
-        raise DamagedError(f"{path} is damaged: {error}", paths=[str(path)]) from error
+        raise DamagedError(f"{path} is damaged: {error}", paths=[str(path)], hint=error.hint) from error
 
 
 def _groups(offsets: Sequence[int]) -> Iterator[list[int]]:

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from rose_hpc.errors import ExperienceError, FormatError, SchemaError, UsageError
 from rose_hpc.experience.bank import ExperienceBank
 from rose_hpc.experience.format import check_dataset, read_info
-from rose_hpc.experience.hdf5 import reading, writing
+from rose_hpc.experience.hdf5 import reading
 from rose_hpc.experience.schema import FLAGS, STANDARD, ShardInfo
 from rose_hpc.experience.shard import ShardWriter
+from rose_hpc.experience.unfailing import writing_new
+from rose_hpc.refusals import named
 
 log = logging.getLogger(__name__)
 
@@ -62,21 +64,22 @@ def export_minari(
         ExperienceError: columns missing that Minari needs, or no access.
     """
     output = Path(output)
-    if not _NAME.fullmatch(output.name) or output.exists():
-        reason = "is there already" if output.exists() else "has characters that no dataset's name has"
+    with named(ExperienceError, f"cannot write {output}"):
+        exists = output.exists()
+    if not _NAME.fullmatch(output.name) or exists:
+        reason = "is there already" if exists else "has characters that no dataset's name has"
         raise UsageError(f"{output} {reason}", hint="name another --output")
     scratch = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     with ExperienceBank.open(paths) as bank:
         _check_columns(bank)
         try:
-            (scratch / "data").mkdir(parents=True)
-            steps, count = _write_episodes(bank, scratch / "data" / MAIN_FILE)
-            facts = {"dataset_id": output.name, "total_episodes": count, "total_steps": steps, **(attributes or {})}
-            facts["dataset_size"] = round((scratch / "data" / MAIN_FILE).stat().st_size / 1e6, 1)
-            (scratch / "data" / METADATA).write_text(json.dumps(facts | _metadata(bank)))
-            scratch.rename(output)
-        except OSError as error:
-            raise ExperienceError(f"cannot write {output}: {error.strerror or error}") from error
+            with named(ExperienceError, f"cannot write {output}"):
+                (scratch / "data").mkdir(parents=True)
+                steps, count = _write_episodes(bank, scratch / "data" / MAIN_FILE)
+                facts = {"dataset_id": output.name, "total_episodes": count, "total_steps": steps, **(attributes or {})}
+                facts["dataset_size"] = round((scratch / "data" / MAIN_FILE).stat().st_size / 1e6, 1)
+                (scratch / "data" / METADATA).write_text(json.dumps(facts | _metadata(bank)))
+                scratch.rename(output)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return count
@@ -119,7 +122,7 @@ def _exported(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _write_episodes(bank: ExperienceBank, path: Path) -> tuple[int, int]:
     episodes = bank.episodes
     further = [name for name in bank.columns if name not in STANDARD]
-    with writing(path, "x") as file:
+    with writing_new(path) as file:
         spans = zip(episodes.starts.tolist(), episodes.stops.tolist(), episodes.ended.tolist(), strict=True)
         for number, (start, stop, ended) in enumerate(spans):
             group = file.create_group(f"episode_{number}")

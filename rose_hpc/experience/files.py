@@ -7,12 +7,13 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from rose_hpc.errors import ExperienceError
+from rose_hpc.errors import DamagedError, ExperienceError, RoseHpcError
+from rose_hpc.refusals import cause_of, named, next_step
 
 #: moved at once: small enough to stay in a core's cache between reading, digesting and writing
 BUFFER = 512 * 1024
@@ -28,6 +29,10 @@ _CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno
 class UnreadableError(Exception):
     """Bytes that should be in a file cannot be had; the text continues "it ..."."""
 
+    def __init__(self, text: str, cause: OSError | None = None) -> None:
+        super().__init__(text if cause is None else f"{text} ({cause_of(cause)})")
+        self.hint = next_step(cause) if cause is not None else "write it again"
+
 
 @contextmanager
 def publishing(path: Path, *, fsync: bool) -> Iterator[Path]:
@@ -38,20 +43,27 @@ def publishing(path: Path, *, fsync: bool) -> Iterator[Path]:
         fsync: bring file and folder to the disk too.
 
     Raises:
-        ExperienceError: when the system refuses (no access, disk full).
+        ExperienceError: when the system refuses (no access, disk full). The old file or the new one is there then, and
+            no scratch file, unless the system refuses to remove it, too.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        yield scratch
-        if fsync:
-            fsync_path(scratch)
-        scratch.rename(path)
-        if fsync:
-            fsync_path(path.parent)
-    except OSError as error:
-        raise ExperienceError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+        with named(ExperienceError, f"cannot write {path}"):
+            yield scratch
+            if fsync:
+                fsync_path(scratch)
+            scratch.rename(path)
+            if fsync:
+                fsync_path(path.parent)
+    except BaseException as error:
+        with suppress(OSError):  # gone already, or as unwilling as what failed
+            scratch.unlink()
+        if isinstance(error, UnreadableError) or (isinstance(error, DamagedError) and str(scratch) in error.paths):
+            what = f"cannot write {path}: what is there of it so far cannot be read back"
+            raise ExperienceError(f"{what} ({cause_of(error)})", hint=error.hint) from error
+        if isinstance(error, RoseHpcError):  # people know the file, not its scratch
+            error.message = error.message.replace(str(scratch), str(path))
+        raise
 
 
 def fsync_path(path: Path) -> None:
@@ -74,7 +86,7 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         fd = os.open(path, flags | os.O_CLOEXEC)
     except OSError as error:
         if flags == os.O_RDONLY:
-            raise UnreadableError(f"it cannot be opened ({error.strerror})") from error
+            raise UnreadableError("it cannot be opened", error) from error
         raise
     try:
         yield fd
@@ -99,7 +111,7 @@ def read_into(fd: int, view: memoryview, offset: int) -> None:
         try:
             count = os.preadv(fd, [view], offset)
         except OSError as error:
-            raise UnreadableError(f"it cannot be read ({error.strerror})") from error
+            raise UnreadableError("it cannot be read", error) from error
         if not count:
             raise UnreadableError("it ends early")
         view, offset = view[count:], offset + count

@@ -13,6 +13,7 @@ import numpy as np
 
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError
 from rose_hpc.experience.header import SIGNATURE, open_file
+from rose_hpc.refusals import cause_of, next_step
 
 #: HDF5 1.8's file format: every later version reads it, its metadata have checksums (the oldest format's have none, and
 #: flipped bits make HDF5 crash, hang or see other data), and attributes may be larger than 64 KiB, as shards' names may
@@ -43,7 +44,8 @@ def reading(path: Path) -> Iterator[h5py.File]:
     except RoseHpcError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        raise DamagedError(f"{path} is damaged: {_one_line(error)}", paths=[str(path)]) from error
+        hint = next_step(error, "write it again")
+        raise DamagedError(f"{path} is damaged: {cause_of(error)}", paths=[str(path)], hint=hint) from error
 
 
 @contextmanager
@@ -72,17 +74,35 @@ def writing(path: Path, mode: str = "r+", room: int = 0) -> Iterator[h5py.File]:
             file = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, creation, access)
         else:
             file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR, access)
-        with h5py.File(file) as opened:  # whose end closes all that was opened through it
-            yield opened
+        with _closing(file):
+            yield h5py.File(file)
     except RoseHpcError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise ExperienceError(f"cannot write {path}: {_one_line(error)}") from error
+        raise ExperienceError(f"cannot write {path}: {cause_of(error)}", hint=next_step(error)) from error
 
 
 def root_of(file: h5py.File) -> h5py.h5g.GroupID:
     """The root, which has a file's attributes: HDF5 1.10 does not take the file itself for it."""
     return h5py.h5g.open(file.id, b"/")
+
+
+@contextmanager
+def _closing(file: h5py.h5f.FileID) -> Iterator[None]:
+    """Close a file, and all that was opened through it; one that cannot be written, too.
+
+    HDF5 would keep such a file open, and try again to write it, or crash, when the process ends.
+    """
+    try:
+        yield
+        h5py.h5f.flush(file, h5py.h5f.SCOPE_LOCAL)
+    except BaseException:
+        nowhere = os.memfd_create("rose_hpc-given-up")  # takes what HDF5 still has to write
+        os.dup2(nowhere, file.get_vfd_handle(), inheritable=False)
+        os.close(nowhere)
+        raise
+    finally:
+        h5py.File(file).close()
 
 
 def read_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, *, heaps: bool = False) -> Any:
@@ -139,12 +159,8 @@ def _check_signature(path: Path) -> None:
         with open(open_file(path), "rb") as file:
             start = file.read(len(SIGNATURE))
     except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}") from error
+        raise FormatError(f"cannot read {path}: {cause_of(error)}", hint=next_step(error)) from error
     if not start:
         raise DamagedError(f"{path} is empty", paths=[str(path)], hint="write it again")
     if start != SIGNATURE:
         raise FormatError(f"{path} is not an HDF5 file", hint="shards and banks are")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

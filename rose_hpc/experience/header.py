@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import stat
 import struct
@@ -25,9 +24,10 @@ import xxhash
 
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError, SchemaError
 from rose_hpc.experience.digest import is_digest
-from rose_hpc.experience.files import BUFFER, UnreadableError, new_buffer, read_into, write_all
+from rose_hpc.experience.files import BUFFER, UnreadableError, new_buffer, opened, read_into, write_all
 from rose_hpc.experience.schema import ITEM_BYTES, Column, ShardInfo, check_name, type_reason
 from rose_hpc.experience.stats import STATS_FIELDS, Array, Stats, stats_shape
+from rose_hpc.refusals import cause_of, named, next_step
 
 FORMAT = "rose_hpc.experience"
 VERSION = 2
@@ -67,24 +67,30 @@ def append_footer(path: Path, info: ShardInfo, header: bytes, statistics: bytes)
     """End a file with a footer, once HDF5 has closed it and all but its columns is as it will be.
 
     Raises:
-        OSError: disk full, or another reason not to write.
+        ExperienceError: disk full, or another reason not to write.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        end = os.fstat(fd).st_size
-        checksum, places = xxhash.xxh3_128(), {header: -1, statistics: -1 if statistics else 0}
-        with mmap.mmap(fd, end, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-            for start, stop in _between(_extents(info), end):
-                checksum.update(view[start:stop])
-                for value, place in places.items():
-                    places[value] = content.find(value, start, stop) if place < 0 else place
-        if min(places.values()) < 0:
-            raise ExperienceError(f"cannot seal {path}: HDF5 did not write its header in one piece")
-        footer = _FOOTER.pack(places[header], len(header), places[statistics], len(statistics), _MAGIC)
-        checksum.update(footer)
-        write_all(fd, memoryview(footer + checksum.digest()), end)
-    finally:
-        os.close(fd)
+        with named(ExperienceError, f"cannot write {path}"), opened(path, os.O_RDWR) as fd:
+            _append_footer(fd, path, info, header, statistics)
+    except UnreadableError as error:
+        raise ExperienceError(f"cannot write {path}: {error}", hint=error.hint) from error
+
+
+def _append_footer(fd: int, path: Path, info: ShardInfo, header: bytes, statistics: bytes) -> None:
+    end = os.fstat(fd).st_size
+    content = _Content(fd, end)
+    checksum, places = xxhash.xxh3_128(), {header: -1, statistics: -1 if statistics else 0}
+    for start, stop in _between(_extents(info), end):
+        part = content.get(start, stop - start)  # read, not mapped: a disk that fails is an error then, not SIGBUS
+        checksum.update(part)
+        for value, place in places.items():
+            if place < 0 and (found := part.find(value)) >= 0:
+                places[value] = start + found
+    if min(places.values()) < 0:
+        raise ExperienceError(f"cannot seal {path}: HDF5 did not write its header in one piece")
+    footer = _FOOTER.pack(places[header], len(header), places[statistics], len(statistics), _MAGIC)
+    checksum.update(footer)
+    write_all(fd, memoryview(footer + checksum.digest()), end)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -117,13 +123,13 @@ def read_sealed(path: Path) -> ShardInfo | None:
     try:
         return _read(fd, path)
     except UnreadableError as error:
-        raise DamagedError(f"{path} is damaged: {error}", paths=[str(path)]) from error
+        raise DamagedError(f"{path} is damaged: {error}", paths=[str(path)], hint=error.hint) from error
     except SchemaError as error:
         raise DamagedError(f"{path} is damaged: {error.message}", paths=[str(path)]) from error
     except RoseHpcError:
         raise
     except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}") from error
+        raise FormatError(f"cannot read {path}: {cause_of(error)}", hint=next_step(error)) from error
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         text = f"{path} is damaged: its header does not parse"
         raise DamagedError(text, paths=[str(path)]) from error
@@ -152,9 +158,10 @@ def open_file(path: Path) -> int:
 class _Content:
     """Bytes of an open file; its start is read at once, and holds most of what is asked for."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
-        self.start = os.pread(fd, _START_BYTES, 0)
+        self.start = b""
+        self.start = self.get(0, min(size, _START_BYTES))
 
     def get(self, offset: int, size: int) -> bytes:
         """Some of them; UnreadableError when there are fewer."""
@@ -169,7 +176,8 @@ class _Content:
 
 
 def _read(fd: int, path: Path) -> ShardInfo | None:
-    size, content = os.fstat(fd).st_size, _Content(fd)
+    size = os.fstat(fd).st_size
+    content = _Content(fd, size)
     end = size - _FOOTER_BYTES
     if end < len(SIGNATURE) or not content.start.startswith(SIGNATURE):
         return None

@@ -134,7 +134,7 @@ def digest_rest(draft: Draft, tally: Tally, workers: int) -> None:
         with opened(draft.path) as fd:
             complete(tally, fd, draft.columns, workers)
     except UnreadableError as error:
-        raise ExperienceError(f"what was written cannot be read: {error}", hint="look at the file system") from error
+        raise ExperienceError(f"what was written to {draft.path} cannot be read: {error}", hint=error.hint) from error
 
 
 def finish(draft: Draft, tally: Tally, attributes: Mapping[str, Any]) -> ShardInfo:

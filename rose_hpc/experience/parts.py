@@ -17,12 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rose_hpc.errors import ExperienceError
 from rose_hpc.experience.copying import Writer
 from rose_hpc.experience.files import fsync_path, opened
 from rose_hpc.experience.merge import Draft, begin, copy, digest_rest, finish, span_writer
 from rose_hpc.experience.plan import MergePlan, plan_spans
 from rose_hpc.experience.schema import ShardInfo, renamed
 from rose_hpc.experience.tally import Tally
+from rose_hpc.refusals import named
 
 
 class Parts:
@@ -44,23 +46,24 @@ class Parts:
             late: they may be of different iterations.
 
         Raises:
-            SchemaError, ExperienceError: as :func:`rose_hpc.experience.plan.plan_spans` does.
-            OSError: it cannot be made, or there is no space for it.
+            SchemaError, ExperienceError: as :func:`rose_hpc.experience.plan.plan_spans` does; also when it cannot be
+                made, or there is no space for it.
         """
         plan = plan_spans(shards, late=late)
-        draft = begin(self.bank, plan)
-        self.folder.mkdir()
-        offsets = {name: column.offset for name, column in draft.columns.items()}
-        self._write("plan", {"plan": plan.to_json(), "offsets": offsets})
+        with self._named():
+            draft = begin(self.bank, plan)
+            self.folder.mkdir()
+            offsets = {name: column.offset for name, column in draft.columns.items()}
+            self._write("plan", {"plan": plan.to_json(), "offsets": offsets})
         return plan
 
     def draft(self) -> Draft:
         """What is to be done.
 
         Raises:
-            OSError: the bank, or what was written down, is not to be had.
+            ExperienceError: the bank, or what was written down, is not to be had.
         """
-        with opened(self.bank, os.O_WRONLY):
+        with self._named(), opened(self.bank, os.O_WRONLY):
             data = self._read("plan")
         plan = MergePlan.from_json(data["plan"])
         return Draft(self.bank, plan, renamed(plan.columns, offset=data["offsets"]))
@@ -87,16 +90,16 @@ class Parts:
             writer: what writes; None: bytes go to their offsets.
 
         Raises:
-            OSError: the bank cannot be written.
-            ExperienceError: nor read back.
+            ExperienceError: the bank cannot be written, or not be read back.
         """
         began = time.monotonic()
-        tally = Tally(draft.plan, verify)
-        copy(draft, tally, workers, part, parts, writer or partial(span_writer, sync=fsync))
-        if fsync:
-            fsync_path(self.bank)  # from here: other nodes do not see what this one has not sent
-        facts = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname()}
-        self._write(f"part-{part}", {**facts, "seconds": time.monotonic() - began, "tally": tally.to_json()})
+        with self._named():
+            tally = Tally(draft.plan, verify)
+            copy(draft, tally, workers, part, parts, writer or partial(span_writer, sync=fsync))
+            if fsync:
+                fsync_path(self.bank)  # from here: other nodes do not see what this one has not sent
+            facts = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname()}
+            self._write(f"part-{part}", {**facts, "seconds": time.monotonic() - began, "tally": tally.to_json()})
 
     def finish(self, parts: int, *, verify: bool, fsync: bool, attributes: Mapping[str, Any]) -> ShardInfo:
         """Put together what the parts have found, and have the bank say what it is.
@@ -105,15 +108,16 @@ class Parts:
             DamagedError: naming all shards that are not what was written, whoever has found it.
             ExperienceError: the bank cannot be read or written.
         """
-        draft = self.draft()
-        tally = Tally(draft.plan, verify)
-        for part in range(parts):
-            tally.add(self._read(f"part-{part}")["tally"])
-        if not tally.damage:
-            digest_rest(draft, tally, workers=1)
-        info = finish(draft, tally, attributes)
-        if fsync:
-            fsync_path(self.bank)
+        with self._named():
+            draft = self.draft()
+            tally = Tally(draft.plan, verify)
+            for part in range(parts):
+                tally.add(self._read(f"part-{part}")["tally"])
+            if not tally.damage:
+                digest_rest(draft, tally, workers=1)
+            info = finish(draft, tally, attributes)
+            if fsync:
+                fsync_path(self.bank)
         return info
 
     def report(self, parts: int) -> list[tuple[str, float]]:
@@ -123,6 +127,9 @@ class Parts:
     def clear(self) -> None:
         """Remove what they told each other."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _named(self) -> AbstractContextManager[None]:
+        return named(ExperienceError, f"cannot write {self.bank}")
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
         path = self.folder / f"{name}.json"

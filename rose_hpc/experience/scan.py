@@ -25,7 +25,7 @@ def scan(path: Path, columns: Mapping[str, Column], rows: int) -> dict[str, Colu
         with opened(path) as fd:
             return {name: _scan_column(fd, column, rows) for name, column in columns.items()}
     except UnreadableError as error:
-        raise DamagedError(f"{path} is damaged: {error}", paths=[str(path)]) from error
+        raise DamagedError(f"{path} is damaged: {error}", paths=[str(path)], hint=error.hint) from error
 
 
 def _scan_column(fd: int, column: Column, rows: int) -> Column:

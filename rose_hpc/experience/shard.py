@@ -24,6 +24,7 @@ from rose_hpc.experience.header import read_info, read_sealed
 from rose_hpc.experience.scan import scan
 from rose_hpc.experience.schema import SINGULAR, ShardInfo, in_order, plain_attributes, renamed
 from rose_hpc.experience.stats import Stats
+from rose_hpc.refusals import named
 
 #: single rows are gathered in blocks of about this size before they go to their columns
 _STAGE_BYTES = 256 * 1024
@@ -232,7 +233,7 @@ def seal(path: str | Path, *, attributes: Mapping[str, Any] | None = None, fsync
         FormatError: not HDF5, or one with links, groups or data in other files.
         SchemaError: columns that are not numeric, or not of one length.
         DamagedError: cut short, or altered since it was sealed.
-        ExperienceError: no access, or disk full.
+        ExperienceError: no access, or disk full: then the file may be half changed, and has to be written again.
     """
     path, new = Path(path), plain_attributes(attributes)
     if (info := read_sealed(path)) is None:
@@ -247,7 +248,8 @@ def seal(path: str | Path, *, attributes: Mapping[str, Any] | None = None, fsync
     elif not new.items() <= info.attributes.items():
         write_info(path, replace(info, attributes=info.attributes | new))
     if fsync:
-        fsync_path(path)
+        with named(ExperienceError, f"cannot bring {path} to the disk"):
+            fsync_path(path)
     return read_info(path)
 
 

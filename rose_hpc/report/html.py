@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from rose_hpc import __version__, publishing
-from rose_hpc.errors import RoseHpcError, RunError, UsageError
+from rose_hpc.errors import RoseHpcError, UsageError
 from rose_hpc.report import population, tables
 from rose_hpc.report.figures import Page, figures
 from rose_hpc.report.history import read_history
@@ -47,15 +47,12 @@ def write_report(run: RunDir, output: Path | None = None) -> Path:
     target = (output or run.path / "report.html").absolute()
     if target.suffix.lower() not in (".html", ".htm") or target.is_dir():
         raise UsageError(f"{target} is not named *.html", hint="a report is a page: give --output FILE.html")
-    sight = Sight.of(run)
+    sight = Sight.of(run, keep=True)
     pages = {target: render(sight, linked=output is None)}
     if output is None:
         pages |= {each.run.path / "report.html": render(each) for each in sight.learners}
-    try:
-        for path, page in pages.items():
-            publishing.write_file(path, page.encode())
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}", hint="give --output FILE.html") from error
+    for path, page in pages.items():
+        publishing.write_file(path, page.encode())
     return target
 
 

@@ -63,12 +63,14 @@ def job_facts(jobs: Sequence[JobRecord], queue: Queue) -> list[dict[str, Any]]:
     return [_facts(record, queue.of(record)) for record in jobs]
 
 
-def node_hours(records: Sequence[Mapping[str, Any]], jobs: Sequence[JobRecord], queue: Queue) -> float | None:
+def node_hours(
+    progress: Progress, jobs: Sequence[JobRecord], queue: Queue, learners: Sequence[Progress] = ()
+) -> float | None:
     """Node-hours of the run's jobs so far: from first to last record of their drivers, or as Slurm counts if more.
 
     None for a run without jobs.
     """
-    driven = _driven_s(records)
+    driven = _driven_s(progress, learners)
     total = 0.0
     for record in jobs:
         job = queue.of(record)
@@ -153,17 +155,18 @@ def _in_brackets(reason: str) -> str:
     return f" ({reason})" if reason else ""
 
 
-def _driven_s(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds from first to last record of the drivers in each job."""
+def _driven_s(progress: Progress, learners: Sequence[Progress] = ()) -> dict[str, float]:
+    """Seconds from first to last record of the drivers in each job, in the run's journal or in a learner's."""
     spent: dict[str, float] = {}
-    job, began, last = "", 0.0, 0.0
-    for record in (*records, {"kind": "job", "job": "", "time": 0.0}):
-        if record["kind"] == "job":
-            if job:
-                spent[job] = spent.get(job, 0.0) + max(0.0, last - began)
-            job, began = str(record.get("job") or ""), record["time"]
-        if record["kind"] != "extend":  # written before the job record of the driver that it belongs to
-            last = record["time"]
+    for record, last in zip(progress.jobs, progress.lasts, strict=False):
+        if job := str(record.get("job") or ""):
+            theirs = [
+                written
+                for learner in learners
+                for begun, written in zip(learner.jobs, learner.lasts, strict=False)
+                if begun.get("epoch") == record.get("epoch")
+            ]
+            spent[job] = spent.get(job, 0.0) + max(0.0, last - record["time"], *(t - record["time"] for t in theirs))
     return spent
 
 

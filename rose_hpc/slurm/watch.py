@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +60,19 @@ class Tail:
         self._path = path
         self._offset = 0
 
-    def new(self) -> list[dict[str, Any]]:
+    def new(self) -> Iterator[dict[str, Any]]:
         """Those that came since the last call; a line that is not whole yet comes later."""
         with open(self._path, "rb") as file:
             file.seek(self._offset)
-            data = file.read()
-        records = []
-        for line in data.split(b"\n")[:-1]:
-            try:
-                records.append(decode(line))
-            except ValueError:  # torn: the next driver cuts it off, and appends in its place
-                break
-            self._offset += len(line) + 1
-        return records
+            for line in file:
+                try:
+                    record = decode(line.removesuffix(b"\n"))
+                except ValueError:  # torn: the next driver cuts it off, and appends in its place
+                    return
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield record
 
 
 class Follow:
@@ -91,13 +92,18 @@ class Follow:
 
     def tell(self) -> None:
         """What is new."""
-        records = self._tail.new()
-        checkpoints = [k for k, record in enumerate(records) if record["kind"] == "checkpoint"]
-        quiet = checkpoints[-_TOLD] if len(checkpoints) > _TOLD else 0
-        for number, record in enumerate(records):
+        last: deque[dict[str, Any]] = deque()  # not applied yet: it is not known whether they will be told
+        iterations = 0
+        for record in self._tail.new():
+            last.append(record)
+            iterations += record["kind"] == "checkpoint"
+            while iterations > _TOLD:
+                quiet = last.popleft()
+                self.progress.apply(quiet)
+                iterations -= quiet["kind"] == "checkpoint"
+        for record in last:
             self.progress.apply(record)
-            if number >= quiet:
-                self.observer.recorded(record, self.progress)
+            self.observer.recorded(record, self.progress)
         self._tell_begun()
 
     def _tell_begun(self) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
+import io
 import json
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rose_hpc import journal
-from rose_hpc.errors import JournalError, RunError
-from rose_hpc.journal import Journal, decode, encode, read_journal
+from rose_hpc.errors import JournalError, OwnedError, RunError
+from rose_hpc.journal import Journal, decode, encode, read_journal, scan_journal
 
 TEXT = st.text(st.characters(), max_size=20)  # lone surrogates too: file names that are not UTF-8 have them
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -31,11 +34,13 @@ def path(tmp_path: Path) -> Path:
 def written(path: Path) -> list[dict]:
     """Three records on the disk, the last with what could confuse a reader: quotes, newlines, a forged checksum."""
     book = Journal(path)
-    book.append("run", name="toy", seed=7)
-    book.append("rank", environment="env_1", rows=3, digest="ab")
-    book.append("stage", stage="check", reward=2.5, note='a "sum":"00000000"}\nü \\')
+    records = [
+        book.append("run", name="toy", seed=7),
+        book.append("rank", environment="env_1", rows=3, digest="ab"),
+        book.append("stage", stage="check", reward=2.5, note='a "sum":"00000000"}\nü \\'),
+    ]
     book.close()
-    return book.records
+    return records
 
 
 @settings(deadline=None)
@@ -99,23 +104,24 @@ def test_no_changed_byte_is_believed(path, written):
     """A byte changed before the last line is an error that names it; in the last one it drops that record."""
     data = path.read_bytes()
     last = data[:-1].rindex(b"\n") + 1
+
+    def parse(changed: bytes) -> list[dict]:
+        return [record for record, _ in journal._scan(io.BytesIO(changed), path)]
+
+    assert parse(data) == written
     for position in range(len(data)):
-        for change in (0x20, 0x80, data[position] ^ ord("\n")):
-            if not change:
-                continue  # it is a newline already
+        line = data[:position].count(b"\n") + 1
+        for change in {*(1 << bit for bit in range(8)), 0xFF, data[position] ^ ord("\n")} - {0}:
             changed = bytearray(data)
             changed[position] ^= change
-            path.write_bytes(changed)
-            line = data[:position].count(b"\n") + 1
-            if position < last:
-                with pytest.raises(JournalError, match=f"line {line} is damaged.* the {line - 1} records before it"):
-                    read_journal(path)
+            if position >= last and changed[position] != ord("\n"):
+                assert parse(changed) == written[:-1]
                 continue
-            if changed[position] == ord("\n"):  # then it is two lines, and the first is not the last
-                with pytest.raises(JournalError, match=f"line {line} is damaged"):
-                    read_journal(path)
-            else:
-                assert read_journal(path) == written[:-1]
+            # before the last line, or a new newline in it: then it is two lines, and the first is not the last
+            with pytest.raises(JournalError) as caught:
+                parse(changed)
+            text = f"line {line} is damaged ", f"the {line - 1} records before it are sound"
+            assert all(part in caught.value.message for part in text)
 
 
 def test_a_missing_or_repeated_line_is_damage(path, written):
@@ -136,18 +142,78 @@ def test_no_journal_is_no_run(path):
         read_journal(path)
 
 
+def _fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes 20 bytes more, and then none."""
+    write, room = os.write, [20]
+
+    def full(fd: int, data: bytes) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[: room.pop()])
+
+    monkeypatch.setattr(journal.os, "write", full)
+
+
 def test_a_full_disk_leaves_whole_records(path, written, monkeypatch):
     """A record that was written only in part is taken back, and said to be; the journal goes on afterwards."""
     book = Journal(path)
-    write = os.write
-    monkeypatch.setattr(journal.os, "write", lambda fd, data: write(fd, data[:20]))
-    with pytest.raises(RunError, match="No space left on device; the run can be resumed"):
+    _fill(monkeypatch)
+    with pytest.raises(RunError, match="No space left on device; make room there, then go on"):
         book.append("end", state="failed")
     monkeypatch.undo()
+    assert path.read_bytes().count(b"\n") == 3
     assert read_journal(path) == written
     book.append("end", state="stopped")
     book.close()
     assert [record["kind"] for record in read_journal(path)][3:] == ["end"]
+
+
+def test_nothing_follows_a_torn_line(path, written, monkeypatch):
+    """Where half a line can be neither completed nor taken back, it is taken back before the next one is written."""
+    book = Journal(path)
+    _fill(monkeypatch)
+
+    def refuses(fd: int, size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(journal.os, "ftruncate", refuses)
+    for cause in ("No space left", "Input/output error"):
+        with pytest.raises(RunError, match=cause):
+            book.append("end", state="failed")
+        assert read_journal(path) == written
+    monkeypatch.undo()
+    book.append("end", state="stopped")
+    book.close()
+    assert [record["kind"] for record in read_journal(path)][3:] == ["end"]
+
+
+def test_nothing_is_written_after_another_driver_has(path, written):
+    """A driver that was taken over without knowing it, as one that was suspended, cannot damage the journal."""
+    old, new = Journal(path), Journal(path)
+    new.append("job", epoch=1)
+    with pytest.raises(OwnedError, match="another driver"):
+        old.append("rank", environment="env_1")
+    new.append("end", state="stopped")
+    old.close()
+    new.close()
+    assert [record["kind"] for record in read_journal(path)][3:] == ["job", "end"]
+
+
+def test_no_record_is_kept(path):
+    """A journal of many records takes no memory: they go by, once, in order, to who asked for them."""
+    path.write_bytes(b"".join(encode({"seq": n, "kind": "rank", "text": "x" * 1000}) for n in range(2000)))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        seen: list[int] = []
+        again = Journal(path, lambda record: seen.append(record["seq"]))
+        again.close()
+        assert sum(1 for _ in scan_journal(path)) == 2000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seen == list(range(2000))
+    assert peak < 500_000  # the file has two million bytes
 
 
 def test_what_is_appended_during_a_sync_is_synced_by_the_next(path, monkeypatch):
@@ -178,15 +244,41 @@ def test_a_failed_sync_is_tried_again(path, monkeypatch):
 
     def refuses_once(fd: int) -> None:
         calls.append(fd)
-        if len(calls) == 1:
+        if len(calls) == 2:
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(journal.os, "fdatasync", refuses_once)
     book.append("run")
-    with pytest.raises(OSError, match="Input/output"):
+    book.sync()
+    start = path.stat().st_size
+    book.append("job")
+    with pytest.raises(RunError, match=r"to the disk: Input/output error; .*go on"):
         book.sync()
+    book.append("rank")
+    whole = path.read_bytes()
+    with open(path, "r+b") as file:  # what Linux does with pages that it could not write: it takes them for written
+        file.seek(start)
+        file.write(bytes(len(whole) - start))
     book.sync()
+    assert path.read_bytes() == whole
     book.sync()
-    assert len(calls) == 2
+    assert len(calls) == 3
     book.close()
     book.close()  # idempotent
+
+
+def test_a_journal_is_closed_whatever_its_disk_says(path, monkeypatch):
+    """A sync that fails at the end is told, and no file is left open."""
+    book = Journal(path)
+    book.append("run")
+
+    def refuses(fd: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(journal.os, "fdatasync", refuses)
+    fds = Path("/proc/self/fd")
+    before = sum(1 for _ in fds.iterdir())
+    with pytest.raises(RunError, match="Read-only"):
+        book.close()
+    book.close()
+    assert sum(1 for _ in fds.iterdir()) == before - 1

@@ -80,7 +80,7 @@ def test_node_hours_are_those_of_status():
     records = [RUN, job(100.0, job="7"), *ITERATION, job(1100.0, job="8"), *later]
     jobs = [submitted("7", 40.0, nodes=3), submitted("8", 1000.0)]
     ours = sum(driver.node_hours for driver in read_timeline(records, jobs).drivers)
-    assert ours == pytest.approx(view.node_hours(records, jobs, NOT_ASKED), abs=1e-3)
+    assert ours == pytest.approx(view.node_hours(Progress.of(records), jobs, NOT_ASKED), abs=1e-3)
 
 
 def test_a_change_belongs_to_the_driver_that_makes_it():

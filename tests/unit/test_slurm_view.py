@@ -127,9 +127,9 @@ def test_node_hours():
         {**STOPPED, "time": 10800.0},
     ]
     jobs = [record("7", nodes=2), record("8", nodes=1)]
-    assert node_hours(records, jobs, queue()) == pytest.approx(2 * 1.0 + 0.5)
-    assert node_hours(records, jobs, queue(RUNNING, used="2:00:00")) == pytest.approx(2 * 2.0 + 0.5)
-    assert node_hours([], [], queue()) is None
+    assert node_hours(Progress.of(records), jobs, queue()) == pytest.approx(2 * 1.0 + 0.5)
+    assert node_hours(Progress.of(records), jobs, queue(RUNNING, used="2:00:00")) == pytest.approx(2 * 2.0 + 0.5)
+    assert node_hours(Progress(), [], queue()) is None
 
 
 def test_slurm_is_asked_only_when_files_do_not_say_all():
@@ -157,4 +157,4 @@ def test_what_changed_between_two_jobs_costs_nothing() -> None:
         {"kind": "job", "job": "2", "time": day},
         {"kind": "end", "time": day + hour},
     ]
-    assert _driven_s(records) == {"1": hour, "2": hour}
+    assert _driven_s(Progress.of(records)) == {"1": hour, "2": hour}

@@ -8,6 +8,7 @@ import part_failpoints
 import part_kills
 import part_submit
 import part_suites
+import part_syscalls
 
 PARTS = {
     part.name: part
@@ -18,5 +19,6 @@ PARTS = {
         part_clock.PART,
         part_submit.PART,
         *part_suites.PARTS,
+        part_syscalls.PART,
     )
 }
