@@ -69,7 +69,6 @@ def _copy(source: RunDir, run: RunDir, progress: Progress, iteration: int, windo
         files[source.policy(best[0])] = progress.updates[best[0]]["policy"]["digest"]
     for path, digest in files.items():
         scratch, target = run.scratch / "branch", run.path / source.relative(path)
-        target.parent.mkdir(exist_ok=True)
         try:
             if path.is_dir():
                 publishing.copy_tree(path, scratch)

@@ -9,9 +9,11 @@ from typing import Any
 
 from rose_hpc import publishing, retention
 from rose_hpc.disk import disk_use
+from rose_hpc.errors import RunError
 from rose_hpc.journal import read_journal
 from rose_hpc.ownership import Ownership
 from rose_hpc.progress import Progress
+from rose_hpc.refusals import cause_of
 from rose_hpc.rundir import RunDir
 from rose_hpc.workflow import Criterion, Environment, Work, Workflow, from_config
 
@@ -60,8 +62,8 @@ def _removed(garbage: Garbage, run: RunDir) -> Garbage:
             publishing.remove(garbage.path)
         else:
             publishing.drop(garbage.path, run.scratch)
-    except OSError as error:
-        return replace(garbage, problem=error.strerror or str(error))
+    except RunError as error:
+        return replace(garbage, problem=cause_of(error.__cause__ or error))
     return garbage
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rose_hpc import failpoints, publishing
+from rose_hpc.errors import RunError
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
 from rose_hpc.workflow import Workflow
@@ -27,8 +28,8 @@ def apply(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *
     for path in expired(run, workflow, progress, iteration, sweep=sweep):
         try:
             publishing.drop(path, run.scratch)
-        except OSError as error:
-            problems.append(f"{path} could not be removed: {error.strerror or error}")
+        except RunError as error:
+            problems.append(str(error))
         failpoints.hit("expired-dropped")
     for k in _merged(progress, iteration, sweep=sweep):
         with suppress(OSError):  # not there, or not empty: shards that were set aside stay
