@@ -148,11 +148,16 @@ def open_file(path: Path) -> int:
     except FileNotFoundError as error:
         raise FormatError(f"{path} does not exist") from error
     except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}") from error
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise FormatError(f"{path} is not a file")
+        raise FormatError(f"cannot read {path}: {cause_of(error)}", hint=next_step(error)) from error
+    try:
+        with named(FormatError, f"cannot read {path}"):
+            is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        if not is_file:
+            raise FormatError(f"{path} is not a file")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 class _Content:

@@ -26,6 +26,7 @@ from rose_hpc.experience.plan import plan_spans as plan_spans
 from rose_hpc.experience.schema import Column, ShardInfo, plain_attributes, renamed
 from rose_hpc.experience.tally import Tally, raise_damaged
 from rose_hpc.experience.workers import default_workers
+from rose_hpc.refusals import named
 
 
 def merge_shards(
@@ -162,7 +163,9 @@ def refuse_itself(bank: Path, shards: list[ShardInfo]) -> list[ShardInfo]:
         UsageError: it is.
     """
     place = os.path.realpath(bank)
-    if bank.exists() and any(os.path.realpath(shard.path) == place for shard in shards):
+    with named(ExperienceError, f"cannot write {bank}"):
+        exists = bank.exists()
+    if exists and any(os.path.realpath(shard.path) == place for shard in shards):
         raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
     return shards
 
