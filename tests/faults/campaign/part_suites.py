@@ -51,11 +51,6 @@ PARTS = (
         "tests/faults/test_journal.py",
         "tests/integration/test_bad_run.py",
     ),
-    suite(
-        "syscalls",
-        "ENOSPC, EDQUOT, EIO, EROFS, ESTALE at call N of publish, journal and merge, all N",
-        "tests/faults/test_syscalls.py",
-    ),
     suite("files", "mutated and forged shards and banks", "tests/faults/test_store_hostile.py"),
     suite(
         "ranks",
