@@ -84,24 +84,22 @@ def merge(message: Mapping[str, Any]) -> Answer:
     from rose_hpc.experience.merge import merge_shards
     from rose_hpc.experience.parts import Parts
 
-    began, parts, how = time.monotonic(), Parts(Path(message["bank"])), {"verify": message["verify"], "fsync": True}
-    match message["phase"]:
-        case "begin":
-            plan = parts.begin(_recorded(message["shards"]), late="iteration" in message["attributes"])
-            sys.stdout.write(f"{len(plan.sources)} shards, {plan.rows} rows, {plan.bytes} bytes to copy\n")
-            return {"ok": True, "info": None}, b""
-        case "copy":
-            parts.copy(parts.draft(), message["part"], message["parts"], workers=message["workers"], **how)
-            return {"ok": True, "info": None}, b""
-        case "finish":
-            info = parts.finish(message["parts"], attributes=message["attributes"], **how)
-            for node, seconds in parts.report(message["parts"]):
-                sys.stdout.write(f"{node}: its part in {seconds:.3f} s\n")
-        case "whole":
-            shards = _recorded(message["shards"])
-            info = merge_shards(
-                shards, message["bank"], workers=message["workers"], attributes=message["attributes"], **how
-            )
+    began, parts = time.monotonic(), Parts(Path(message["bank"]))
+    attributes, number, count = message["attributes"], message.get("part", 0), message.get("parts", 1)
+    how = {"verify": message["verify"], "workers": message["workers"], "fsync": True}
+    if message["phase"] == "begin":
+        plan = parts.begin(_recorded(message["shards"]), late="iteration" in attributes)
+        sys.stdout.write(f"{len(plan.sources)} shards, {plan.rows} rows, {plan.bytes} bytes to copy\n")
+        return {"ok": True, "info": None}, b""
+    if message["phase"] == "copy":
+        parts.copy(parts.draft(), number, count, **how)
+        return {"ok": True, "info": None}, b""
+    if message["phase"] == "finish":
+        info = parts.finish(count, attributes=attributes, **how)
+        for node, seconds in parts.report(count):
+            sys.stdout.write(f"{node}: its part in {seconds:.3f} s\n")
+    else:
+        info = merge_shards(_recorded(message["shards"]), message["bank"], attributes=attributes, **how)
     seconds = time.monotonic() - began
     sys.stdout.write(f"{message['way']}: {info.rows} rows, {info.bytes} bytes, {seconds:.3f} s\n")
     return {"ok": True, "info": info.to_json() | {"returns": returns_of(info)}}, b""

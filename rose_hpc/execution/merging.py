@@ -114,11 +114,11 @@ async def merge(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
 
 
 async def _begin(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
-    return (await engine.run(_phase(attempt, "begin")))[0]
+    return (await engine.run(_phase(attempt, "begin", cores=1)))[0]
 
 
 async def _finish(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
-    return (await engine.run(_phase(attempt, "finish", shards={}, parts=way.parts)))[0]
+    return (await engine.run(_phase(attempt, "finish", cores=way.threads, shards={}, parts=way.parts)))[0]
 
 
 async def _copy_on_nodes(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
@@ -155,11 +155,20 @@ async def _copy_in_ranks(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
     return replace(outcome, reason="merge", message=said[0]) if said and not outcome.ok else outcome
 
 
-def _phase(attempt: Attempt, phase: str, suffix: str = "", log: str | None = None, **arguments: Any) -> Attempt:
+def _phase(
+    attempt: Attempt,
+    phase: str,
+    suffix: str = "",
+    *,
+    log: str | None = None,
+    cores: int | None = None,
+    **arguments: Any,
+) -> Attempt:
     """The attempt at one phase of a merge."""
     return replace(
         attempt,
         id=f"{attempt.id}-{phase}{suffix}",
         log=attempt.log if log is None else log,
+        cores=cores or attempt.cores,
         merge={**(attempt.merge or {}), "phase": phase, **arguments},
     )

@@ -63,7 +63,7 @@ def merge_shards(
         threads = workers or default_workers(plan.bytes, len(os.sched_getaffinity(0)))
         copy(draft, tally, threads, writer=partial(span_writer, sync=fsync))
         failpoints.hit("bank-copied")
-        return replace(finish(draft, tally, extra), path=bank)
+        return replace(finish(draft, tally, extra, threads), path=bank)
 
 
 @dataclass(frozen=True)
@@ -138,15 +138,14 @@ def digest_rest(draft: Draft, tally: Tally, workers: int) -> None:
         raise ExperienceError(f"what was written to {draft.path} cannot be read: {error}", hint=error.hint) from error
 
 
-def finish(draft: Draft, tally: Tally, attributes: Mapping[str, Any]) -> ShardInfo:
-    """Have the bank say what it is, once all of it is there.
+def finish(draft: Draft, tally: Tally, attributes: Mapping[str, Any], workers: int) -> ShardInfo:
+    """Have the bank say what it is, once all of it is there; so many threads look for episodes.
 
     Raises:
         DamagedError: naming all shards that are not what was written.
         ExperienceError: the bank cannot be written.
     """
     plan, columns = draft.plan, renamed(draft.columns, digest=tally.digests())
-    workers = default_workers(plan.bytes, len(os.sched_getaffinity(0)))
     kept = find_episodes(draft.path, columns, plan.offsets, workers=workers, most=MAX_KEPT)
     digest = kept.digest if kept is not None else None
     known = plan.attributes | dict(attributes)

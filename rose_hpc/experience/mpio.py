@@ -79,7 +79,7 @@ def merge_in_ranks(
             ranks.first(lambda: parts.begin(shards, late="iteration" in known))
             _fill(ranks, parts, verify, fsync, writer)
             size = ranks.comm.size
-            info = ranks.first(lambda: parts.finish(size, verify=verify, fsync=fsync, attributes=known))
+            info = ranks.first(lambda: parts.finish(size, verify=verify, workers=1, fsync=fsync, attributes=known))
         finally:
             if ranks.is_first:
                 parts.clear()

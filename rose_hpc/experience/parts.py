@@ -101,7 +101,9 @@ class Parts:
             facts = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname()}
             self._write(f"part-{part}", {**facts, "seconds": time.monotonic() - began, "tally": tally.to_json()})
 
-    def finish(self, parts: int, *, verify: bool, fsync: bool, attributes: Mapping[str, Any]) -> ShardInfo:
+    def finish(
+        self, parts: int, *, verify: bool, workers: int, fsync: bool, attributes: Mapping[str, Any]
+    ) -> ShardInfo:
         """Put together what the parts have found, and have the bank say what it is.
 
         Raises:
@@ -114,8 +116,8 @@ class Parts:
             for part in range(parts):
                 tally.add(self._read(f"part-{part}")["tally"])
             if not tally.damage:
-                digest_rest(draft, tally, workers=1)
-            info = finish(draft, tally, attributes)
+                digest_rest(draft, tally, workers)
+            info = finish(draft, tally, attributes, workers)
             if fsync:
                 fsync_path(self.bank)
         return info

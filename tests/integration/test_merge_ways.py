@@ -99,7 +99,7 @@ def in_parts(paths: list[Path], bank: Path, count: int, verify: bool) -> str | N
     parts.begin([read_info(path) for path in paths])
     for part in reversed(range(count)):
         parts.copy(parts.draft(), part, count, verify=verify, workers=2, fsync=False)
-    info = parts.finish(count, verify=verify, fsync=False, attributes={})
+    info = parts.finish(count, verify=verify, workers=2, fsync=False, attributes={})
     parts.clear()
     return info.digest
 
