@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rose_hpc.commands import suggest
 from rose_hpc.errors import CallError, ConfigError
@@ -42,6 +42,8 @@ class Named:
     folder: str
     own: Mapping[str, Any] = field(default_factory=dict)
     offered: Mapping[str, Any] = field(default_factory=dict)
+    #: for :mod:`rose_hpc.execution.calls`
+    is_constant: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.own.items())})"

@@ -14,6 +14,14 @@ from typing import Any, Literal, Self
 #: the last bytes of a command's standard output that are kept as its value, and the most a journalled value may take
 VALUE_BYTES = 64 * 1024
 
+#: what a task finds in its environment (contract): never inherited from a task that we run in
+TASK_VARIABLES = tuple(
+    f"ROSE_HPC_{name}"
+    for name in (
+        *("RUN", "LEARNER", "ITERATION", "STAGE", "ENVIRONMENT", "PARAMETERS", "SEED", "SHARD"),
+        *("BANK", "BANKS", "POLICY", "STATE", "DEADLINE"),
+    )
+)
 #: what numerical libraries ask for their number of threads
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

@@ -192,10 +192,9 @@ class AttemptBackend:
 def _pickled_call(task: Mapping[str, Any]) -> bytes:
     if not task.get("function"):
         return b""
-    import cloudpickle
+    from rose_hpc.execution.calls import Packer
 
-    payload: bytes = cloudpickle.dumps((task["function"], task.get("args", ()), task.get("kwargs", {})))
-    return payload
+    return Packer().pack((task["function"], task.get("args", ()), task.get("kwargs", {})))
 
 
 def _whole(options: Mapping[str, Any], key: str, name: str) -> int:

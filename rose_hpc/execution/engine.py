@@ -18,13 +18,17 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rose_hpc.cores import available_cores
 from rose_hpc.errors import EngineError
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import GRACE_S, python_argv
 from rose_hpc.execution.ensemble import Ensemble
+from rose_hpc.execution.frames import MOST_BYTES
+
+if TYPE_CHECKING:
+    from rose_hpc.execution.calls import Packer
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ class Engine:
         self._owner = owner
         self._epoch = epoch
         ours = getattr(self._backend, "carries_attempts", False)
+        self._packer: Packer | None = None
         self._ensemble = Ensemble(asyncflow, f"{scratch.parent.name} ensemble") if ours else None
 
     @property
@@ -111,10 +116,12 @@ class Engine:
     async def _carried(
         self, ensemble: Ensemble, attempt: Attempt, call: Call | None, on_start: OnStart | None
     ) -> tuple[Outcome, Any]:
-        import cloudpickle
+        if call is None:
+            return (await ensemble.run(attempt, b"", on_start))[0], None
+        import cloudpickle  # here: runs of commands need none
 
         try:
-            payload = b"" if call is None else cloudpickle.dumps(call)
+            payload = self._pack(call)
         except Exception as error:  # noqa: BLE001 - whatever the pickling of a user's values raises
             message = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
             return _failed(attempt, message, error), None
@@ -124,6 +131,15 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whatever unpickling a user's value raises
             message = f"returned a value that cannot be received here ({type(error).__name__}: {error})"
             return _failed(attempt, message, error), None
+
+    def _pack(self, call: Call) -> bytes:
+        from rose_hpc.execution.calls import Packer
+
+        self._packer = self._packer or Packer()
+        payload = self._packer.pack(call)
+        if len(payload) >= MOST_BYTES:
+            raise ValueError(f"its values take {len(payload):,} bytes: leave large data in files")
+        return payload
 
     async def _once(self, attempt: Attempt) -> tuple[Outcome, Any]:
         spec = self._scratch / f"{attempt.id}.json"

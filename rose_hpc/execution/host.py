@@ -7,7 +7,6 @@ the data plane at once, so that the first shard does not wait for it.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import inspect
 import os
@@ -15,15 +14,20 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rose_hpc import failpoints
 from rose_hpc.errors import CallError, DamagedError, FormatError, RoseHpcError
 from rose_hpc.execution import memory
+from rose_hpc.execution.attempt import TASK_VARIABLES
 from rose_hpc.execution.frames import MOST_BYTES, pack, receive
+
+if TYPE_CHECKING:
+    from rose_hpc.execution.calls import Unpacker
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -31,8 +35,6 @@ Answer = tuple[dict[str, Any], bytes]
 def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     """Call the function in ``payload``; the answer's payload is its value."""
     import cloudpickle  # here: a host that only seals and merges needs none
-
-    from rose_hpc.execution.jobs import TASK_VARIABLES
 
     for entry in message["path"]:
         if entry not in sys.path:
@@ -43,7 +45,7 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     os.chdir(message["cwd"])
     failpoints.hit("function-received")
     try:
-        function, args, kwargs = cloudpickle.loads(payload)
+        function, args, kwargs = _unpacker().unpack(payload)
     except Exception as error:
         raise CallError(f"cannot be called here: it does not unpickle ({type(error).__name__}: {error})") from error
     value = run_function(function, args, kwargs)
@@ -58,14 +60,26 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     return {"ok": True}, pickled
 
 
+@cache
+def _unpacker() -> Unpacker:
+    from rose_hpc.execution.calls import Unpacker
+
+    return Unpacker()
+
+
 def run_function(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The value of a function or of a coroutine function."""
     value = function(*args, **kwargs)
-    return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value
+    return _result(value) if inspect.isawaitable(value) else value
 
 
-async def _awaited(value: Any) -> Any:
-    return await value
+def _result(value: Awaitable[Any]) -> Any:
+    import asyncio  # here: a rank is smaller without it
+
+    async def awaited() -> Any:
+        return await value
+
+    return asyncio.run(awaited())
 
 
 def seal(message: Mapping[str, Any]) -> Answer:
@@ -162,7 +176,7 @@ def main(fd: int, service: bool) -> None:
     while (frame := receive(control)) is not None:
         memory.forget_peak()
         message, payload = answer(*frame)
-        message |= {"max_rss_mb": memory.peak_mb(), "rss_mb": memory.now_mb()}
+        message["max_rss_mb"], message["rss_mb"] = memory.peak_and_now_mb()
         with suppress(AttributeError, ValueError, OSError):  # a function may have closed or replaced them
             sys.stdout.flush()
             sys.stderr.flush()

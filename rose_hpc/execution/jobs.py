@@ -10,18 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.attempt import TASK_VARIABLES, Attempt, Outcome
 from rose_hpc.execution.child import Child, Log, python_argv
 from rose_hpc.execution.frames import pack
 
-#: what a task finds in its environment (contract): never inherited from a task that we run in
-TASK_VARIABLES = tuple(
-    f"ROSE_HPC_{name}"
-    for name in (
-        *("RUN", "LEARNER", "ITERATION", "STAGE", "ENVIRONMENT", "PARAMETERS", "SEED", "SHARD"),
-        *("BANK", "BANKS", "POLICY", "STATE", "DEADLINE"),
-    )
-)
 #: how often it is seen whether what runs is stopped, and how many times in a row it may be
 STOPPED_LOOK_S = 5.0
 STOPPED_LOOKS = 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,24 +10,20 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def forget_peak() -> None:
-    """Let :func:`peak_mb` speak of what comes from now on; where that is refused, it speaks of all there was."""
+    """Let the peak speak of what comes from now on; where that is refused, it speaks of all there was."""
     with suppress(OSError):
         _CLEAR.write_text("5")
 
 
-def peak_mb() -> float | None:
-    """The most it held, MiB."""
-    return _read("VmHWM")
-
-
-def now_mb() -> float | None:
-    """What it holds, MiB."""
-    return _read("VmRSS")
-
-
-def _read(name: str) -> float | None:
+def peak_and_now_mb() -> tuple[float | None, float | None]:
+    """The most it held, and what it holds, MiB."""
     try:
-        found = re.search(rf"^{name}:\s*(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        text = _STATUS.read_text()
     except OSError:
-        return None
-    return round(int(found[1]) / 1024, 1) if found else None
+        return None, None
+    return _read(text, "VmHWM:"), _read(text, "VmRSS:")
+
+
+def _read(text: str, name: str) -> float | None:
+    words = text.partition(name)[2].split(maxsplit=1)
+    return round(int(words[0]) / 1024, 1) if words else None

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints
-from rose_hpc.execution.attempt import THREAD_VARIABLES, Attempt, Outcome
+from rose_hpc.execution.attempt import TASK_VARIABLES, THREAD_VARIABLES, Attempt, Outcome
 from rose_hpc.execution.child import Child
 from rose_hpc.execution.frames import receive
 from rose_hpc.execution.jobs import (
     STOPPED_LOOK_S,
     STOPPED_LOOKS,
-    TASK_VARIABLES,
     Host,
     Job,
     why_it_ended,

@@ -25,6 +25,7 @@ from zmq.utils.monitor import recv_monitor_message
 from rose_hpc.errors import UsageError
 from rose_hpc.execution import hub as hub_module
 from rose_hpc.execution.attempt import Attempt
+from rose_hpc.execution.calls import Packer
 
 
 def test_supervisors_join_with_what_their_nodes_have(tmp_path):
@@ -157,7 +158,7 @@ def test_functions_and_their_values_travel(tmp_path):
         def function(values: Any) -> Any:
             return {"pid": os.getpid(), "node": os.environ["SLURMD_NODENAME"], "values": values}
 
-        payload = cloudpickle.dumps((function, ({1, 2, 3},), {}))
+        payload = Packer().pack((function, ({1, 2, 3},), {}))
         attempt = Attempt(id="f", kind="function", cwd=str(tmp_path))
         outcome, value = await cluster.pool.run(attempt, payload)
         assert outcome.ok, outcome

@@ -18,6 +18,7 @@ import pytest
 from rose_hpc.execution import child as child_module
 from rose_hpc.execution import supervisor as supervisor_module
 from rose_hpc.execution.attempt import VALUE_BYTES, Attempt, Outcome
+from rose_hpc.execution.calls import Packer
 from rose_hpc.execution.supervisor import Supervisor
 from rose_hpc.experience.format import read_info
 from rose_hpc.experience.shard import ShardWriter
@@ -225,7 +226,7 @@ def test_an_unknown_message_is_an_error(bench):
 
 
 def payload(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bytes:
-    return cloudpickle.dumps((function, args, kwargs))
+    return Packer().pack((function, args, kwargs))
 
 
 def function(bench: Bench, identifier: str, **options: Any) -> Attempt:
