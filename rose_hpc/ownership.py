@@ -31,6 +31,8 @@ HEARTBEAT_MAX_AGE_S = 60.0
 #: one that looks so old is watched for so long all the same, because it may be the clocks that differ
 _WATCH_S = 3 * HEARTBEAT_S
 _LOOK_S = 0.25
+#: so long may one who has the lock take to say so
+_HOLDER_S = 2.0
 #: what file systems without locks answer
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
@@ -86,7 +88,7 @@ class Ownership:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _owned(self.run, read_owner(self.run) or {}) from None
+            raise _owned(self.run, _holder(self.run)) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise RunError(f"cannot lock {self.run.owner}: {error.strerror}") from error
@@ -235,6 +237,17 @@ def _see_dead(run: RunDir, before: dict[str, Any]) -> None:
     now = read_owner(run) or {}
     if now.get("pid") and now.get("epoch") != before.get("epoch"):
         raise _owned(run, now)
+
+
+def _holder(run: RunDir) -> dict[str, Any]:
+    """Who has the lock; one that has only just got it may not have said so yet, and the file names one that is dead."""
+    end = time.monotonic() + _HOLDER_S
+    while True:
+        facts = read_owner(run) or {}
+        said = facts.get("pid") and (facts.get("host") != socket.gethostname() or _process_lives(int(facts["pid"])))
+        if said or time.monotonic() > end:
+            return facts
+        time.sleep(0.02)
 
 
 def read_owner(run: RunDir) -> dict[str, Any] | None:

@@ -44,6 +44,18 @@ def test_a_second_owner_is_refused(run):
     first.release()
 
 
+def test_one_who_has_only_just_got_the_run_is_named(run):
+    """Between getting the lock and saying so the file still names a dead driver: who is refused waits for the name."""
+    owner(run, host=socket.gethostname(), pid=2**22 - 1)
+    with open(run.owner, "rb") as held:
+        ownership.fcntl.flock(held, ownership.fcntl.LOCK_EX)
+        says = threading.Timer(0.2, lambda: owner(run, host=socket.gethostname(), pid=os.getpid(), epoch=5))
+        says.start()
+        with pytest.raises(OwnedError, match=f"driven by process {os.getpid()} on "):
+            Ownership(run)
+        says.join()
+
+
 def test_a_release_lets_the_next_in_at_once(run):
     """After a release the run is free without waiting, under the next epoch; releasing twice is no error."""
     epochs = []
