@@ -223,7 +223,7 @@ class Failpoints:
 
 @contextmanager
 def cells(folder: Path, long: bool) -> Iterator[Iterator[Cell]]:
-    """All points in all seeds; the short form: some scenario comes to every point, and a quarter of them are died at."""
+    """All points in all seeds; the short form: some scenario comes to every point, a quarter of which are died at."""
     with Torture(folder) as shared:
         part = Failpoints(shared)
 
