@@ -15,16 +15,19 @@ from typing import Protocol, TypeVar
 
 import xxhash
 
+from rose_hpc.experience.batches import Batch
 from rose_hpc.experience.digest import CHUNK, ChunkDigests
 from rose_hpc.experience.files import (
     BUFFER,
     UnreadableError,
+    copies_by_itself,
     copy_range,
     new_buffer,
     opened,
     read_into,
     start_writing,
     write_all,
+    write_gathered,
 )
 from rose_hpc.experience.plan import Piece, Source
 from rose_hpc.experience.schema import Column
@@ -41,15 +44,20 @@ class Writer(Protocol):
 
     Attributes:
         block: how many bytes it likes to be given at once.
+        copies: whether :meth:`copy` is worth a try.
     """
 
     block: int
+    copies: bool
 
     def unit(self, column: str) -> int:
         """It can write only multiples of so many bytes, at multiples of them."""
 
     def write(self, column: str, view: memoryview, at: int) -> None:
         """Write bytes at position ``at`` of a column."""
+
+    def gather(self, column: str, views: Sequence[memoryview], at: int) -> None:
+        """Write several stretches, one after another."""
 
     def copy(self, source: int, offset: int, column: str, at: int, size: int) -> bool:
         """Copy bytes of a file that nobody needs to see; False where only :meth:`write` can.
@@ -74,6 +82,7 @@ class SpanWriter:
         self._fd = fd
         self._columns = columns
         self._sync = sync
+        self.copies = copies_by_itself(fd)
 
     def unit(self, column: str) -> int:
         """Any byte."""
@@ -83,13 +92,23 @@ class SpanWriter:
         """See :class:`Writer`."""
         offset = self._columns[column].offset + at
         write_all(self._fd, view, offset)
-        if self._sync and (end := (offset + len(view)) // _SYNCED * _SYNCED) > offset:
-            start_writing(self._fd, max(0, end - _SYNCED), _SYNCED)
+        self._begin(offset, len(view))
+
+    def gather(self, column: str, views: Sequence[memoryview], at: int) -> None:
+        """See :class:`Writer`."""
+        offset = self._columns[column].offset + at
+        write_gathered(self._fd, views, offset)
+        self._begin(offset, sum(map(len, views)))
 
     def copy(self, source: int, offset: int, column: str, at: int, size: int) -> bool:
         """By the file server or by sharing blocks, where that can be."""
         copy_range(source, offset, self._fd, self._columns[column].offset + at, size)
         return True
+
+    def _begin(self, offset: int, size: int) -> None:
+        """Have the disk begin with what has become whole."""
+        if self._sync and (end := (offset + size) // _SYNCED * _SYNCED) > offset:
+            start_writing(self._fd, max(0, end - _SYNCED), _SYNCED)
 
 
 class Copier:
@@ -105,21 +124,30 @@ class Copier:
         self._sources = sources
         self._writer = writer
         self._tally = tally
+        self._copies = writer.copies and not tally.verify
 
     def share(self, pieces: Iterable[Piece]) -> None:
         """Copy a share; what is wrong with a shard is told to the tally, and the others go on."""
         trees: dict[str, ChunkDigests] = {}
         buffer = new_buffer(self._writer.block)
+        batch = Batch(self._writer, self._tally, trees, buffer)
+        limit = 0 if self._copies else min(len(buffer), CHUNK - 1)  # of less than a chunk, all is in one share
         for number, group in groupby(pieces, key=attrgetter("shard")):
+            of_shard = list(group)
+            whole = [piece for piece in of_shard if piece.size <= limit and not piece.start]
             try:
                 with opened(self._sources[number].path) as source:
-                    for piece in group:
-                        if piece.column not in trees:
-                            trees[piece.column] = ChunkDigests(piece.target)
-                        self._piece(source, piece, trees[piece.column], buffer)
+                    batch.copy(source, self._sources[number].offsets, whole)
+                    for piece in of_shard if len(whole) < len(of_shard) else ():
+                        if piece not in whole:
+                            batch.flush(piece.column)
+                            tree = trees.setdefault(piece.column, ChunkDigests(piece.target))
+                            self._piece(source, piece, tree, buffer)
             except UnreadableError as error:
                 self._tally.damaged(number, str(error))
+                batch.clear()
                 trees.clear()  # they have a gap now, and there will be no bank
+        batch.flush()
         for name, tree in trees.items():
             self._tally.add_bank(name, tree)
 
@@ -127,7 +155,7 @@ class Copier:
         base = self._sources[piece.shard].offsets[piece.column]
         start, stop = piece.start, piece.start + piece.size
         verify, write = self._tally.verify, self._writer.write
-        if not verify and self._writer.copy(source, base + start, piece.column, piece.target, piece.size):
+        if self._copies and self._writer.copy(source, base + start, piece.column, piece.target, piece.size):
             return
         unit = self._writer.unit(piece.column)
         first = -(-start // unit) * unit  # units that start in the piece are written with it

@@ -123,6 +123,11 @@ def column_digest(leaves: Iterable[bytes]) -> str:
     return xxhash.xxh3_128(b"".join(leaves)).hexdigest()
 
 
+def digest_of_small(data: memoryview) -> str:
+    """The digest of a column of no more than one chunk, all at once."""
+    return xxhash.xxh3_128_hexdigest(xxhash.xxh3_128_digest(data))
+
+
 def content_digest(rows: int, columns: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
     """The digest of a file's content, from each column's ``(dtype, trailing shape, digest)``; 32 hex digits."""
     text = json.dumps([rows, sorted([name, *facts] for name, facts in columns.items())], separators=(",", ":"))

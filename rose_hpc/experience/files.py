@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +22,8 @@ _SERVER_COPIES = {0x6969, 0xFF534D42, 0xFE534D42, 0x00C36400}
 #: and of those that let files share blocks: XFS, Btrfs
 _SHARES_BLOCKS = {0x58465342, 0x9123683E}
 _BLOCK = 4096
+#: views that are written at once: Linux takes 1024
+_MOST_VIEWS = 512
 #: answers of copy_file_range that mean "not between these files": other file systems, old kernels
 _CANNOT_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
@@ -124,6 +126,18 @@ def write_all(fd: int, view: memoryview, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
+def write_gathered(fd: int, views: Sequence[memoryview], offset: int) -> None:
+    """Write all of several views, one after another from an offset on."""
+    for start in range(0, len(views), _MOST_VIEWS):
+        some = views[start : start + _MOST_VIEWS]
+        done = os.pwritev(fd, some, offset)
+        for view in some:
+            if done < len(view):  # a write may be cut short
+                write_all(fd, view[done:], offset + done)
+            offset += len(view)
+            done = max(0, done - len(view))
+
+
 def reserve(fd: int, size: int) -> None:
     """Have the file system set aside the first ``size`` bytes of a file, where it can.
 
@@ -176,6 +190,11 @@ def copy_range(source: int, source_offset: int, target: int, target_offset: int,
         read_into(source, view, source_offset + done)
         write_all(target, view, target_offset + done)
         done += len(view)
+
+
+def copies_by_itself(fd: int) -> bool:
+    """Whether a file's file system, or its server, can copy bytes that this machine does not see."""
+    return _file_system(fd) in _SERVER_COPIES | _SHARES_BLOCKS
 
 
 def _is_copied_elsewhere(target: int, *offsets: int) -> bool:

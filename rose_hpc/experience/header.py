@@ -39,8 +39,8 @@ _CHECKSUM_BYTES = 16
 _FOOTER_BYTES = _FOOTER.size + _CHECKSUM_BYTES
 #: no file of ours has a larger header
 _MAX_BYTES = 256 * 1024 * 1024
-#: read of every file at once
-_START_BYTES = 16 * 1024
+#: read of every file at once: where HDF5 describes the columns, and where the header is (or all of a small file)
+_START_BYTES, _ENDS_BYTES = 4 * 1024, 12 * 1024
 _PLAIN = frozenset({str, int, float, bool})
 
 
@@ -104,7 +104,7 @@ def read_info(path: str | Path) -> ShardInfo:
         SchemaError: columns that no shard may have.
         DamagedError: cut short, or altered.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)
     if (info := read_sealed(path)) is None:
         from rose_hpc.experience.format import refuse  # here: HDF5 is needed only to say what is wrong
 
@@ -161,17 +161,23 @@ def open_file(path: Path) -> int:
 
 
 class _Content:
-    """Bytes of an open file; its start is read at once, and holds most of what is asked for."""
+    """Bytes of an open file; its start and end are read at once, and hold most of what is asked for."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
-        self.start = b""
-        self.start = self.get(0, min(size, _START_BYTES))
+        self.start = self._tail = b""
+        self._tail_at = 0
+        self.start = self.get(0, size if size <= _ENDS_BYTES else _START_BYTES)
+        if size > _ENDS_BYTES:
+            self._tail_at = size - _ENDS_BYTES
+            self._tail = self.get(self._tail_at, _ENDS_BYTES)
 
     def get(self, offset: int, size: int) -> bytes:
         """Some of them; UnreadableError when there are fewer."""
         if offset + size <= len(self.start):
             return self.start[offset : offset + size]
+        if 0 <= (at := offset - self._tail_at) <= len(self._tail) - size:
+            return self._tail[at : at + size]
         data = os.pread(self._fd, size, offset)
         if len(data) == size:
             return data
@@ -182,8 +188,7 @@ class _Content:
 
 def _read(fd: int, path: Path) -> ShardInfo | None:
     size = os.fstat(fd).st_size
-    content = _Content(fd, size)
-    end = size - _FOOTER_BYTES
+    content, end = _Content(fd, size), size - _FOOTER_BYTES
     if end < len(SIGNATURE) or not content.start.startswith(SIGNATURE):
         return None
     footer = content.get(end, _FOOTER_BYTES)

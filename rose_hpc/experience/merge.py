@@ -60,7 +60,7 @@ def merge_shards(
     with publishing(bank, fsync=fsync) as scratch:
         draft = begin(scratch, plan)
         tally = Tally(plan, verify)
-        threads = workers or default_workers(plan.bytes, len(os.sched_getaffinity(0)))
+        threads = workers or default_workers(plan.bytes, len(os.sched_getaffinity(0)), len(plan.spans))
         copy(draft, tally, threads, writer=partial(span_writer, sync=fsync))
         failpoints.hit("bank-copied")
         return replace(finish(draft, tally, extra, threads), path=bank)

@@ -121,6 +121,7 @@ class Hdf5Writer:
     """
 
     block = _BLOCK
+    copies = False
 
     def __init__(self, file: h5py.File, draft: Draft) -> None:
         self._columns = draft.columns
@@ -138,6 +139,12 @@ class Hdf5Writer:
         there.select_hyperslab((row, *[0] * len(shape)), (rows, *shape))
         here = h5py.h5s.create_simple((rows, *shape))
         dataset.write(here, there, np.frombuffer(view, np.uint8), mtype=dataset.get_type())
+
+    def gather(self, column: str, views: Sequence[memoryview], at: int) -> None:
+        """Write several stretches of rows, one after another."""
+        for view in views:
+            self.write(column, view, at)
+            at += len(view)
 
     def copy(self, source: int, offset: int, column: str, at: int, size: int) -> bool:
         """HDF5 copies nothing from other files that it has not read."""

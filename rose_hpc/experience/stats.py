@@ -135,12 +135,11 @@ def stats_of_block(block: NDArray[Any]) -> Stats:
     values = block.reshape(-1, math.prod(shape))
     rows, width = values.shape
     space = _space(values.shape)
-    floats: Array = values
-    if values.dtype != np.float64:
-        with np.errstate(invalid="ignore"):  # a signalling NaN may be among them, from another program
-            np.copyto(space, values)
-        floats = space
     with np.errstate(invalid="ignore", over="ignore"):  # infinities are data: inf - inf is NaN, and may be
+        floats: Array = values
+        if values.dtype != np.float64:
+            np.copyto(space, values)
+            floats = space
         total = _over_rows(np.add, floats, width)
         if np.isnan(total).any() and np.isnan(values).any():
             return _stats_with_nans(values.astype(np.float64), shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rose_hpc.errors import DamagedError
@@ -50,6 +50,14 @@ class Tally:
             leaves = self._partly.setdefault((piece.shard, piece.column), Leaves(size))
             leaves.add(tree.digests)
             self._compare(piece.shard, piece.column, leaves.digest)
+
+    def add_columns(self, found: Iterable[tuple[Piece, str]]) -> None:
+        """Whole columns of shards were copied, and these are their digests."""
+        with self._lock:
+            for piece, digest in found:
+                low, high = self._copied.get(piece.column, (piece.target, 0))
+                self._copied[piece.column] = (min(low, piece.target), max(high, piece.target + piece.size))
+                self._compare(piece.shard, piece.column, digest)
 
     def add_bank(self, name: str, tree: ChunkDigests) -> None:
         """This is what a share put into a column."""

@@ -72,6 +72,17 @@ def test_infinities_are_data() -> None:
     assert np.isnan(stats.mean)
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_no_bits_are_worth_a_warning(dtype: str) -> None:
+    """Whatever bits a simulator leaves in a float column, signalling NaNs among them, it has statistics."""
+    bits = np.random.default_rng(0).integers(0, 256, 4096, np.uint8)
+    bits[:8] = np.array([0x01, 0x7C, 0x01, 0x7C, 0x01, 0x00, 0xF0, 0x7F], np.uint8)
+    block = bits.view(dtype)
+    stats = stats_of_block(block)
+    assert stats.nans + stats.count == len(block)
+    assert stats.nans == np.isnan(block).sum()
+
+
 def test_a_mean_far_from_zero_keeps_its_variance() -> None:
     """The variance of values around 1e9 is not lost to rounding."""
     values = 1e9 + np.tile([0.0, 1.0], 100_000)
