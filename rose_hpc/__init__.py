@@ -19,7 +19,7 @@ _NAMES = {
     "Task": "task",
     "ParallelExperience": "learners",
     "SequentialReinforcementLearner": "learners",
-    "ParallelReinforcementLearner": "learners",
+    "ParallelReinforcementLearner": "parallel",
     "IterationState": "states",
     "LearnerConfig": "states",
     "TaskConfig": "states",
@@ -64,13 +64,13 @@ if TYPE_CHECKING:
     from rose_hpc.experience.merge import merge_shards as merge_shards
     from rose_hpc.experience.shard import ShardWriter as ShardWriter
     from rose_hpc.learners import ParallelExperience as ParallelExperience
-    from rose_hpc.learners import ParallelReinforcementLearner as ParallelReinforcementLearner
     from rose_hpc.learners import SequentialReinforcementLearner as SequentialReinforcementLearner
     from rose_hpc.metrics import EQUAL_TO_THRESHOLD as EQUAL_TO_THRESHOLD
     from rose_hpc.metrics import GREATER_THAN_OR_EQUAL_TO_THRESHOLD as GREATER_THAN_OR_EQUAL_TO_THRESHOLD
     from rose_hpc.metrics import GREATER_THAN_THRESHOLD as GREATER_THAN_THRESHOLD
     from rose_hpc.metrics import LESS_THAN_OR_EQUAL_TO_THRESHOLD as LESS_THAN_OR_EQUAL_TO_THRESHOLD
     from rose_hpc.metrics import LESS_THAN_THRESHOLD as LESS_THAN_THRESHOLD
+    from rose_hpc.parallel import ParallelReinforcementLearner as ParallelReinforcementLearner
     from rose_hpc.patience import Patience as Patience
     from rose_hpc.states import IterationState as IterationState
     from rose_hpc.states import LearnerConfig as LearnerConfig

@@ -93,7 +93,8 @@ def _check_window(run: RunDir, window: int) -> None:
 
 def drive_shown(run: RunDir, changes: Sequence[str] = (), engine: str = "auto") -> int:
     """Drive the run with a display: live on a terminal, else lines, the last one the run directory. The exit code."""
-    from rose_hpc.report.view import Lines, LiveView, PlainView
+    from rose_hpc.report.lines import Lines
+    from rose_hpc.report.view import LiveView, PlainView
 
     lines = Lines(str(run.path), failures=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from rose_hpc.cli import options
 from rose_hpc.named import Named
 from rose_hpc.report.words import parameters
 from rose_hpc.workflow import Work
+
+if TYPE_CHECKING:
+    from rose_hpc.config import Config
 
 
 @click.command("plan")
@@ -34,7 +37,7 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         ConfigError, UsageError: it cannot be done, and why.
     """
-    from rose_hpc.config import check_scripts, load_config, unnamed
+    from rose_hpc.config import check_scripts, load_config
     from rose_hpc.cores import available_cores
     from rose_hpc.workflow import check_fits, from_config
 
@@ -52,13 +55,7 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
         "name": workflow.name,
         "seed": config.seed,
         "folder": str(workflow.cwd),
-        "learners": [
-            {"learner": number, "name": each.label(number), "parameters": each.parameters}
-            for number, each in enumerate(config.learners)
-        ]
-        if config.sweep
-        else None,
-        "unnamed": unnamed(config),
+        **_swept(config),
         "engine": "embedded",
         "cores": cores,
         "at_once": min(at_once, len(workflow.environments)),
@@ -83,6 +80,17 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
             "shards": workflow.retention.shards,
         },
     }
+
+
+def _swept(config: Config) -> dict[str, Any]:
+    """The learners of a sweep; None where there is none."""
+    from rose_hpc.config import unnamed
+
+    learners = [
+        {"learner": number, "name": each.label(number), "parameters": each.parameters}
+        for number, each in enumerate(config.learners)
+    ]
+    return {"learners": learners if config.sweep else None, "unnamed": unnamed(config)}
 
 
 def _work(work: Work) -> dict[str, Any]:

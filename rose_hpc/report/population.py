@@ -8,8 +8,8 @@ from typing import Any
 
 from rose_hpc.report.figures import Page
 from rose_hpc.report.history import EnvironmentFacts, History, read_history
+from rose_hpc.report.lines import learner_label
 from rose_hpc.report.timeline import Timeline, read_timeline
-from rose_hpc.report.view import learner_label
 from rose_hpc.report.words import count, number, parameters
 from rose_hpc.standing import Sight
 

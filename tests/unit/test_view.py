@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from rose_hpc.progress import Progress
-from rose_hpc.report.view import LiveView, PlainView, criterion_text, rate_text
+from rose_hpc.report.lines import criterion_text, rate_text
+from rose_hpc.report.view import LiveView, PlainView
 
 RUN = {
     **{"kind": "run", "name": "toy", "seed": 7, "environments": ["env_1", "env_2"]},
