@@ -174,22 +174,27 @@ def copy_range(source: int, source_offset: int, target: int, target_offset: int,
     Raises:
         UnreadableError: when the source ends before.
     """
-    done = 0
+    done, stop = _copied_elsewhere(_file_system(target), source_offset, target_offset, size)
+    _copy_bytes(source, source_offset, target, target_offset, done)
     try:
-        while done < size and _is_copied_elsewhere(target, source_offset + done, target_offset + done):
-            count = os.copy_file_range(source, target, size - done, source_offset + done, target_offset + done)
+        while done < stop:
+            count = os.copy_file_range(source, target, stop - done, source_offset + done, target_offset + done)
             if not count:
                 raise UnreadableError("it ends early")
             done += count
     except OSError as error:
         if error.errno not in _CANNOT_COPY:
             raise
-    buffer = new_buffer(min(BUFFER, size - done))
-    while done < size:
+    _copy_bytes(source, source_offset + done, target, target_offset + done, size - done)
+
+
+def _copy_bytes(source: int, source_offset: int, target: int, target_offset: int, size: int) -> None:
+    """Through memory."""
+    buffer = new_buffer(min(BUFFER, size))
+    for done in range(0, size, BUFFER):
         view = buffer[: size - done]
         read_into(source, view, source_offset + done)
         write_all(target, view, target_offset + done)
-        done += len(view)
 
 
 def copies_by_itself(fd: int) -> bool:
@@ -197,10 +202,20 @@ def copies_by_itself(fd: int) -> bool:
     return _file_system(fd) in _SERVER_COPIES | _SHARES_BLOCKS
 
 
-def _is_copied_elsewhere(target: int, *offsets: int) -> bool:
-    """Whether copy_file_range moves no byte through this machine's memory."""
-    kind = _file_system(target)
-    return kind in _SERVER_COPIES or (kind in _SHARES_BLOCKS and all(offset % _BLOCK == 0 for offset in offsets))
+def _copied_elsewhere(kind: int, source_offset: int, target_offset: int, size: int) -> tuple[int, int]:
+    """The stretch, from where to where in the range, of which copy_file_range moves no byte through this machine.
+
+    Args:
+        kind: the number of the file system.
+        source_offset, target_offset, size: the range. Blocks can be shared where it lies alike in the blocks of both
+            files, and then all of those that are wholly in it.
+    """
+    if kind in _SERVER_COPIES:
+        return 0, size
+    if kind not in _SHARES_BLOCKS or (source_offset - target_offset) % _BLOCK:
+        return 0, 0
+    start = min(size, -source_offset % _BLOCK)
+    return start, max(start, size - (source_offset + size) % _BLOCK)
 
 
 def _file_system(fd: int) -> int:

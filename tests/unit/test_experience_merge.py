@@ -350,6 +350,40 @@ def test_servers_copy_where_they_can(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert replace(read_info(tmp_path / "b.h5"), columns=columns).digest == expected
 
 
+@given(st.integers(0, 20_000), st.integers(0, 5), st.sampled_from([0, 64]), st.integers(0, 30_000))
+def test_blocks_are_shared_where_they_lie_alike(source: int, blocks: int, more: int, size: int) -> None:
+    """All blocks that are wholly in a range of both files, and no part of one; none where they do not fit."""
+    target = source + blocks * 4096 + more
+    start, stop = files._copied_elsewhere(0x58465342, source, target, size)
+    assert 0 <= start <= stop <= size
+    whole = [at for at in range(size) if (source + at) % 4096 == (target + at) % 4096 == 0 and at + 4096 <= size]
+    shared = range(start, stop, 4096)
+    assert list(shared) == whole
+    assert (stop - start) % 4096 == 0
+
+
+def test_rollouts_of_whole_blocks_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system that shares blocks, shards of 2^n rows are moved by it but for the edges, to the same bank."""
+    for number in range(3):
+        with ShardWriter(tmp_path / f"{number}.h5", fsync=False) as shard:
+            shard.extend(observations=np.random.default_rng(number).random((4096, 4), np.float32))
+    paths = [tmp_path / f"{number}.h5" for number in range(3)]
+    expected = merge_shards(paths, tmp_path / "a.h5").digest
+    moved = []
+    real = os.copy_file_range
+
+    def count(*arguments: Any) -> int:
+        moved.append(real(*arguments))
+        assert all(offset % 4096 == 0 for offset in (arguments[2], arguments[3], arguments[4]))
+        return moved[-1]
+
+    monkeypatch.setattr(files, "_file_system", lambda fd: 0x58465342)  # XFS
+    monkeypatch.setattr(os, "copy_file_range", count)
+    bank = merge_shards(paths, tmp_path / "b.h5", verify=False, workers=1)
+    assert sum(moved) >= 3 * (65_536 - 4096)
+    assert replace(bank, columns=scan(bank.path, bank.columns, bank.rows)).digest == expected
+
+
 def test_a_disk_that_is_too_small_is_known_before_anything_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
