@@ -55,8 +55,6 @@ class Tally:
         """Whole columns of shards were copied, and these are their digests."""
         with self._lock:
             for piece, digest in found:
-                low, high = self._copied.get(piece.column, (piece.target, 0))
-                self._copied[piece.column] = (min(low, piece.target), max(high, piece.target + piece.size))
                 self._compare(piece.shard, piece.column, digest)
 
     def add_bank(self, name: str, tree: ChunkDigests) -> None:
