@@ -20,7 +20,7 @@ from torture import ENDED, Torture, wait_until
 HOUR = 3600
 #: a point in the middle of every stage, in the driver; and one in a supervisor while an environment runs
 STAGES = {
-    "starting": "engine-started",
+    "starting": "session-begun",
     "collect": "rank-answered",
     "an environment": "command-started",
     "merge": "merge-answered",
