@@ -80,7 +80,7 @@ class Ownership:
             raise _owned(self.run, read_owner(self.run) or {})
 
     def _lock(self) -> bool:
-        """Whether we have the lock; False where there are none.
+        """Whether we have the lock; False where there are none, or a machine has it that may be dead.
 
         Raises:
             OwnedError: somebody else has it.
@@ -88,7 +88,11 @@ class Ownership:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _owned(self.run, _holder(self.run)) from None
+            owner = _holder(self.run)
+            if not owner.get("pid") or owner.get("host") == socket.gethostname():
+                raise _owned(self.run, owner) from None
+            # A file server keeps the lock of a machine that died until its lease has ended; the heartbeat tells
+            return False
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise RunError(f"cannot lock {self.run.owner}: {error.strerror}") from error

@@ -104,7 +104,14 @@ class RadicalExecutionBackend(AttemptBackend):
         nodes, cores = max(1, self._pilot.nodes), max(1, self._pilot.cores_per_node)
         keys = Path(tempfile.mkdtemp(prefix="hub-", dir=self._pilot.sandbox), "keys.json")
         self._hub = Hub(keys, self._joined, self._lost)
-        facts = {"cores_per_node": cores, "path": search_path(), "environment": self._pilot.task_environment()}
+        facts: dict[str, Any] = {
+            "cores_per_node": cores,
+            "path": search_path(),
+            "environment": self._pilot.task_environment(),
+        }
+        job = os.environ.get("SLURM_JOB_ID")
+        if job and os.environ.get("ROSE_HPC_OWN_JOB") == job:
+            facts["own_job"] = job  # the job script's: should its node be lost, somebody has to end the job
         await self._hub.start(facts)
         argv = python_argv("rose_hpc.execution.rank", "--connect", str(keys).encode().hex())
         options = {"ranks": nodes, "cores_per_rank": cores, "name": "supervisors"}

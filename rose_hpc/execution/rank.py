@@ -22,6 +22,7 @@ from typing import Any
 
 from rose_hpc.execution import keeper
 from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.child import python_argv
 from rose_hpc.execution.frames import Unpacker, pack
 from rose_hpc.execution.supervisor import Supervisor
 from rose_hpc.ownership import Watch
@@ -113,7 +114,8 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--connect"]:
         from rose_hpc.execution import remote  # here, because the others need no ZeroMQ
 
-        remote.serve(Path(bytes.fromhex(arguments[1]).decode()))
+        if then := remote.serve(Path(bytes.fromhex(arguments[1]).decode())):
+            os.execv(sys.executable, python_argv(*then))  # noqa: S606 - one of our own modules
         return 0
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)

@@ -121,8 +121,16 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
-def serve(keys: Path) -> None:
-    """Serve the hub that wrote ``keys`` until it says so, or is gone."""
+#: so many supervisors of a job see to its end, when its driver is gone; the step's first is beside the driver
+_HEIRS = 4
+
+
+def serve(keys: Path) -> list[str]:
+    """Serve the hub that wrote ``keys`` until it says so, or is gone.
+
+    Returns:
+        what this process is to become then: arguments of ``python -m``; none: it is to end.
+    """
     telling = Telling()
     supervisor = Supervisor(telling.add)
     supervisor.adopt()
@@ -132,6 +140,7 @@ def serve(keys: Path) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: ending.append(number))
     supervisor.handle({"op": "hello", "path": link.facts["path"], "service": True}, b"")
     last_beat = 0.0
+    orphaned = False
 
     def drain() -> None:
         for message, payload in link.receive():
@@ -147,12 +156,13 @@ def serve(keys: Path) -> None:
             link.send(told)
 
     def tick() -> None:
-        nonlocal last_beat
+        nonlocal last_beat, orphaned
         if ending:
             link.send(pack({"op": "leave"}))
             supervisor.kill_everything()
         elif link.driver_is_gone():
             log.error("the driver is gone: ending")
+            orphaned = True
             supervisor.kill_everything()
         elif time.monotonic() - last_beat > BEAT_S:
             last_beat = time.monotonic()
@@ -163,3 +173,7 @@ def serve(keys: Path) -> None:
     drain()  # what came before anybody waited
     supervisor.run(tick, TICK_S)
     link.close()
+    job = link.facts.get("own_job")
+    if orphaned and job and int(os.environ.get("SLURM_PROCID", _HEIRS)) < _HEIRS:
+        return ["rose_hpc.slurm.headless", job]
+    return []

@@ -163,6 +163,17 @@ class SlurmCluster:
         for pid in self.processes(f"SLURMD_NODENAME={name}"):
             _kill(pid)
 
+    def lose_node(self, name: str) -> None:
+        """The same, but nobody on it can tell the controller how anything ended: slurmd and its stepds go first."""
+        jobs = self.processes(f"SLURMD_NODENAME={name}")
+        stepds = {parent for parent in map(_parent, jobs) if parent and b"slurmstepd" in _command_line(parent)}
+        daemon = self.daemons.pop(name)
+        for pid in (daemon.pid, *stepds):  # none must see another die
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (daemon.pid, *stepds, *jobs):
+            _kill(pid)
+        daemon.wait()
+
     def call(self, *argv: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
         """One of Slurm's commands, on this cluster."""
         return subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
@@ -249,6 +260,20 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _free_ports(count: int) -> int:

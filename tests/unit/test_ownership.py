@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -155,6 +156,21 @@ def test_without_locks_heartbeats_decide(run, monkeypatch):
         Ownership(run)
     beats.join()
     first.release()
+
+
+def test_the_lock_of_a_dead_machine_holds_nobody_up(run, monkeypatch):
+    """A file server may keep a dead machine's lock for minutes: the heartbeat decides then, dead or alive."""
+    held = os.open(run.owner, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with beating(run), pytest.raises(OwnedError, match="process 123 on node17"):
+        Ownership(run)
+    monkeypatch.setattr(ownership, "HEARTBEAT_MAX_AGE_S", 0.3)
+    monkeypatch.setattr(ownership, "_WATCH_S", 0.2)
+    owner(run)
+    heir = Ownership(run)
+    assert heir.epoch == 5
+    heir.release()
+    os.close(held)
 
 
 def test_without_locks_one_of_two_gets_the_run(run, monkeypatch):

@@ -12,6 +12,8 @@ from pathlib import Path
 from cells import Cell, Part
 
 ROOT = Path(__file__).parents[3]
+#: tests that have a long form of their own are asked for it
+LONG = {"ROSE_HPC_TORTURE": "1"}
 
 
 def collected(files: tuple[str, ...], words: str) -> list[str]:
@@ -20,14 +22,15 @@ def collected(files: tuple[str, ...], words: str) -> list[str]:
     if not there:
         return []
     argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", *there, *(["-k", words] if words else [])]
-    told = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    env = {**os.environ, **LONG}
+    told = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, env=env).stdout
     return [line for line in told.splitlines() if "::" in line]
 
 
 def passes(test: str) -> list[str]:
     """Run one test; no violations where it passes."""
     argv = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", test]
-    env = {**os.environ, "ROSE_HPC_NO_SKIP": "1"}
+    env = {**os.environ, **LONG, "ROSE_HPC_NO_SKIP": "1"}
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
     return [] if done.returncode == 0 else [done.stdout[-2000:]]
 
@@ -57,6 +60,14 @@ PARTS = (
         "environments that die, crash, hang, stop, or print without end",
         "tests/faults/test_ranks.py",
         "tests/integration/test_signals.py",
+    ),
+    suite(
+        "patience",
+        "retries, late environments, walltimes, supervisors that hang, connections that lose messages",
+        "tests/integration/test_patience.py",
+        "tests/integration/test_walltime.py",
+        "tests/integration/test_hub.py",
+        "tests/unit/test_local.py",
     ),
     suite(
         "slurm",
