@@ -115,6 +115,7 @@ def main(arguments: list[str]) -> int:
         from rose_hpc.execution import remote  # here, because the others need no ZeroMQ
 
         if then := remote.serve(Path(bytes.fromhex(arguments[1]).decode())):
+            os.environ.pop(keeper.VARIABLE, None)  # for our keeper, this is our end
             os.execv(sys.executable, python_argv(*then))  # noqa: S606 - one of our own modules
         return 0
     control = socket.socket(fileno=os.dup(0))

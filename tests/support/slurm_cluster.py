@@ -170,7 +170,8 @@ class SlurmCluster:
         daemon = self.daemons.pop(name)
         for pid in (daemon.pid, *stepds):  # none must see another die
             os.kill(pid, signal.SIGSTOP)
-        for pid in (daemon.pid, *stepds, *jobs):
+        below = _descendants(stepds)  # also those that hide their environment
+        for pid in (daemon.pid, *stepds, *jobs, *below):
             _kill(pid)
         daemon.wait()
 
@@ -267,6 +268,14 @@ def _parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def _descendants(ancestors: set[int]) -> set[int]:
+    parents = {int(entry.name): _parent(int(entry.name)) for entry in Path("/proc").glob("[0-9]*")}
+    found: set[int] = set()
+    while more := {pid for pid, parent in parents.items() if parent in ancestors | found} - found:
+        found |= more
+    return found
 
 
 def _command_line(pid: int) -> bytes:
