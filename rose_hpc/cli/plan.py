@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
             for e in workflow.environments
         ],
         **stages,
+        "patience": asdict(workflow.patience),
         "window": workflow.window,
         "until": f"{criterion.metric} {criterion.operator} {criterion.threshold:g}" if criterion else None,
         "max_iterations": workflow.max_iterations,
@@ -96,7 +98,11 @@ def _swept(config: Config) -> dict[str, Any]:
 def _work(work: Work) -> dict[str, Any]:
     """What runs: a command as ``argv``, or a ``function`` by name."""
     function = work.function.name if isinstance(work.function, Named) else None
-    return {"argv": list(work.argv), "function": function, "shown": str(work), "timeout_s": work.timeout_s}
+    return {"argv": list(work.argv), "function": function, "shown": str(work), **_limits(work)}
+
+
+def _limits(work: Any) -> dict[str, Any]:
+    return {"timeout_s": work.timeout_s, "retries": work.retries}
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -112,7 +118,7 @@ def describe(facts: dict[str, Any]) -> str:
         *(_learners(facts["learners"], facts["unnamed"]) if facts["learners"] else ()),
         "",
         f"1. collect: {len(environments)} environments, {facts['at_once']} at once on {facts['cores']} cores"
-        f" ({facts['waves']} wave{'s' if facts['waves'] > 1 else ''})",
+        f" ({facts['waves']} wave{'s' if facts['waves'] > 1 else ''}){_patience(facts['patience'])}",
     ]
     lines += _few([f"     {_called(e)}: {e['shown']}{_limit(e)}" for e in environments])
     shards = any(e["shard"] or e["function"] for e in environments)
@@ -152,4 +158,19 @@ def _called(facts: dict[str, Any]) -> str:
 
 
 def _limit(facts: dict[str, Any]) -> str:
-    return f"   (at most {facts['timeout_s']:g} s)" if facts["timeout_s"] else ""
+    limits = [
+        *([f"at most {facts['timeout_s']:g} s"] if facts["timeout_s"] else []),
+        *([f"tried again {_times(facts['retries'])}"] if facts["retries"] else []),
+    ]
+    return f"   ({', '.join(limits)})" if limits else ""
+
+
+def _patience(facts: dict[str, Any]) -> str:
+    if facts["min_environments"] is None:
+        return ""
+    when = f"after {facts['deadline_s']:g} s" if facts["deadline_s"] else "where others fail"
+    return f"; {facts['min_environments']} are enough {when}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

@@ -26,6 +26,7 @@ from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import GRACE_S, python_argv
 from rose_hpc.execution.ensemble import Ensemble
 from rose_hpc.execution.frames import MOST_BYTES
+from rose_hpc.execution.jobs import with_deadline
 
 if TYPE_CHECKING:
     from rose_hpc.execution.calls import Packer
@@ -168,7 +169,7 @@ class Engine:
 
     async def _function(self, attempt: Attempt, call: Call) -> tuple[Outcome, Any]:
         began = time.monotonic()
-        future = self.asyncflow.function_task(_call_here)(dict(attempt.env), attempt.seal, *call)
+        future = self.asyncflow.function_task(_call_here)(with_deadline(attempt), attempt.seal, *call)
         try:
             value, info = await asyncio.wait_for(self._await(future), attempt.timeout_s)
         except TimeoutError:
