@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,16 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rose_hpc.errors import DamagedError, ExperienceError, SchemaError
+from rose_hpc.errors import ExperienceError, SchemaError
 from rose_hpc.experience.episodes import Episodes, joined, read_episodes
-from rose_hpc.experience.files import UnreadableError, opened
 from rose_hpc.experience.header import read_info
+from rose_hpc.experience.replay import Draws, rows_of
 from rose_hpc.experience.replay import ahead as draw_ahead
-from rose_hpc.experience.replay import choose_episodes, choose_sequences, rows_of, take
-from rose_hpc.experience.schema import Column, ShardInfo, difference
+from rose_hpc.experience.schema import ShardInfo, difference
 from rose_hpc.experience.stats import Stats, combine, stats_of
-from rose_hpc.experience.window import WindowColumn
-from rose_hpc.refusals import named
+from rose_hpc.experience.window import as_one, map_columns
 
 #: rows turned into dicts at once when a bank is iterated
 _ROWS_AT_ONCE = 1024
@@ -60,9 +57,10 @@ class ExperienceBank:
         self._rows = int(self._starts[-1])
         self._rng: np.random.Generator | None = None
         self._episodes: Episodes | None = None
-        maps = [_map(part, skip) for part, skip in self._views]
+        self._draws: Draws | None = None
+        maps = [map_columns(part, skip) for part, skip in self._views]
         arrays = {name: [columns[name] for columns in maps] for name in self.columns}
-        self._arrays = {name: _as_one(parts, self._schema[name]) for name, parts in arrays.items()}
+        self._arrays = {name: as_one(parts, self._schema[name]) for name, parts in arrays.items()}
         self._is_window = len(self._views) > 1
         self._closed = False
 
@@ -136,9 +134,7 @@ class ExperienceBank:
             raise ExperienceError(f"cannot sample {n} of the {self._rows} rows of {self._name} without replacement")
         generator = self._generator(rng)
         rows = generator.integers(0, self._rows, n) if replace else generator.choice(self._rows, n, replace=False)
-        if self._is_window:
-            return self._take_from_parts(rows)
-        return {name: array.take(rows, axis=0) for name, array in self._arrays.items()}
+        return self._take(rows)
 
     def sample_episodes(
         self, n: int, rng: np.random.Generator | int | None = None, replace: bool = True
@@ -149,7 +145,7 @@ class ExperienceBank:
             ExperienceError: none ended, fewer than ``n`` did without ``replace``, or no column tells.
         """
         episodes = self.episodes
-        chosen = choose_episodes(episodes, n, self._generator(rng), replace)
+        chosen = self._drawn.episodes(n, self._generator(rng), replace)
         spans = zip(episodes.starts[chosen].tolist(), episodes.stops[chosen].tolist(), strict=True)
         return [{name: rows_of(array, a, b) for name, array in self._arrays.items()} for a, b in spans]
 
@@ -164,19 +160,29 @@ class ExperienceBank:
         Raises:
             ExperienceError: no episode is so long, or no column tells where they end.
         """
-        first = choose_sequences(self.episodes, n, length, self._generator(rng))
+        self._check_open()
+        first = self._drawn.sequences(n, length, self._generator(rng))
         rows = first[:, np.newaxis] + np.arange(length)
-        return {name: take(array, rows) for name, array in self._arrays.items()}
+        taken = self._take(rows.ravel())
+        return {name: array.reshape(n, length, *array.shape[1:]) for name, array in taken.items()}
 
     def stream(
-        self, n: int, rng: np.random.Generator | int | None = None, *, ahead: int = 2
+        self, n: int, rng: np.random.Generator | int | None = None, *, length: int | None = None, ahead: int = 2
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Batches as :meth:`sample` gives them, without end, drawn ahead by a thread while the last one is used.
+        """Batches without end, drawn ahead by a thread while the last one is used.
 
         The thread draws from ``rng`` until the iterator is closed: give it one of its own for samples that repeat.
+
+        Args:
+            n: how many of a batch.
+            rng: as for :meth:`sample`.
+            length: None for rows, as :meth:`sample` gives them; else of sequences, as :meth:`sample_sequences` does.
+            ahead: batches that wait.
         """
         generator = self._generator(rng)
-        return draw_ahead(lambda: self.sample(n, generator), ahead)
+        if length is None:
+            return draw_ahead(lambda: self.sample(n, generator), ahead)
+        return draw_ahead(lambda: self.sample_sequences(n, length, generator), ahead)
 
     @property
     def episodes(self) -> Episodes:
@@ -219,7 +225,7 @@ class ExperienceBank:
         shape = self._schema[column].shape
         known = []
         for part, skip in self._views:
-            stats = part.columns[column].stats if not skip else stats_of(_map(part, skip)[column])
+            stats = part.columns[column].stats if not skip else stats_of(map_columns(part, skip)[column])
             if stats is None:
                 raise ExperienceError(f"{self._name} has no statistics of '{column}'")
             known.append(stats)
@@ -256,46 +262,27 @@ class ExperienceBank:
             self._rng = np.random.default_rng()
         return self._rng
 
-    def _take_from_parts(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Rows of a window: taken part by part, then put into the order they were drawn in."""
+    @property
+    def _drawn(self) -> Draws:
+        if self._draws is None:
+            self._draws = Draws(self.episodes)
+        return self._draws
+
+    def _take(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Rows by number, as new arrays. Of a window: part by part, then put into the order they were drawn in."""
+        if not self._is_window:
+            return {name: array.take(rows, axis=0) for name, array in self._arrays.items()}
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         ends = np.searchsorted(ordered, self._starts).tolist()
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        local = [ordered[a:b] - start for a, b, start in zip(ends, ends[1:], self._starts, strict=False)]
-        return {
-            name: np.concatenate([p.take(i, axis=0) for p, i in zip(array.parts, local, strict=True)]).take(
-                back, axis=0
-            )
-            for name, array in self._arrays.items()
-        }
-
-
-def _as_one(parts: Sequence[NDArray[Any]], column: Column) -> Any:
-    if not parts:
-        return np.empty((0, *column.shape), np.dtype(column.dtype))
-    return parts[0] if len(parts) == 1 else WindowColumn(parts)
-
-
-def _map(part: ShardInfo, skip: int = 0) -> Mapping[str, NDArray[Any]]:
-    """The columns of a file, but for its first ``skip`` rows, as read-only arrays over it."""
-    try:
-        with named(ExperienceError, f"cannot read {part.path}"), opened(part.path) as fd:
-            view = _map_file(fd, part)
-    except UnreadableError as error:
-        raise ExperienceError(f"cannot read {part.path}: {error}", hint=error.hint) from error
-    return {
-        name: np.ndarray((part.rows, *column.shape), np.dtype(column.dtype), buffer=view, offset=column.offset)[skip:]
-        for name, column in part.columns.items()
-    }
-
-
-def _map_file(fd: int, part: ShardInfo) -> mmap.mmap:
-    size = os.fstat(fd).st_size
-    # Reading a mapping beyond the end of its file kills the process, so what the header says is checked once more.
-    for name, column in part.columns.items():
-        if column.offset < 0 or column.offset + part.rows * column.row_bytes > size:
-            text = f"{part.path} is damaged: column '{name}' reaches beyond its end"
-            raise DamagedError(text, paths=[str(part.path)])
-    return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+        spans = [(k, a, b) for k, (a, b) in enumerate(pairwise(ends)) if a < b]
+        local = [(k, slice(a, b), ordered[a:b] - self._starts[k]) for k, a, b in spans]
+        result = {}
+        for name, array in self._arrays.items():
+            taken = np.empty((len(rows), *array.shape[1:]), array.dtype)
+            for k, span, numbers in local:
+                array.parts[k].take(numbers, axis=0, out=taken[span], mode="clip")  # NumPy's fast way; none is outside
+            result[name] = taken.take(back, axis=0)
+        return result

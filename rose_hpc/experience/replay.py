@@ -16,37 +16,50 @@ from rose_hpc.experience.episodes import Episodes
 T = TypeVar("T")
 
 
-def choose_episodes(episodes: Episodes, n: int, rng: np.random.Generator, replace: bool) -> NDArray[np.int64]:
-    """The numbers of ``n`` episodes that ended, each as likely as any other.
+class Draws:
+    """What may be drawn of some episodes; counted once, however often it is drawn.
 
-    Raises:
-        ExperienceError: when there are none, or fewer than ``n`` without ``replace``.
+    Args:
+        episodes: of a bank.
     """
-    ended = np.flatnonzero(episodes.ended)
-    if n < 0 or not len(ended) or (n > len(ended) and not replace):
-        raise ExperienceError(
-            f"cannot sample {n} of {len(ended)} whole episodes",
-            hint="an episode is whole when one of its rows terminates or truncates it",
-        )
-    return ended[rng.integers(0, len(ended), n) if replace else rng.choice(len(ended), n, replace=False)]
 
+    def __init__(self, episodes: Episodes) -> None:
+        self._episodes = episodes
+        self._ended = np.flatnonzero(episodes.ended)
+        self._length = 0
+        self._ends = self._first = np.empty(0, np.int64)
 
-def choose_sequences(episodes: Episodes, n: int, length: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The first rows of ``n`` sequences of ``length`` rows, each within one episode; every such row is as likely.
+    def episodes(self, n: int, rng: np.random.Generator, replace: bool) -> NDArray[np.int64]:
+        """The numbers of ``n`` episodes that ended, each as likely as any other.
 
-    Raises:
-        ExperienceError: when no episode is so long.
-    """
-    if n < 0 or length < 1:
-        raise ExperienceError(f"cannot sample {n} sequences of {length} rows", hint="give positive numbers")
-    fitting = np.maximum(episodes.lengths - length + 1, 0)
-    ends = np.cumsum(fitting)
-    if not len(ends) or not ends[-1]:
-        longest = int(episodes.lengths.max(initial=0))
-        raise ExperienceError(f"no episode has {length} rows", hint=f"the longest has {longest}")
-    drawn = rng.integers(0, ends[-1], n)
-    owner = np.searchsorted(ends, drawn, side="right")
-    return np.asarray(episodes.starts[owner] + drawn - (ends[owner] - fitting[owner]))
+        Raises:
+            ExperienceError: when there are none, or fewer than ``n`` without ``replace``.
+        """
+        count = len(self._ended)
+        if n < 0 or not count or (n > count and not replace):
+            raise ExperienceError(
+                f"cannot sample {n} of {count} whole episodes",
+                hint="an episode is whole when one of its rows terminates or truncates it",
+            )
+        return self._ended[rng.integers(0, count, n) if replace else rng.choice(count, n, replace=False)]
+
+    def sequences(self, n: int, length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The first rows of ``n`` sequences of ``length`` rows, each within one episode; every such row is as likely.
+
+        Raises:
+            ExperienceError: when no episode is so long.
+        """
+        if n < 0 or length < 1:
+            raise ExperienceError(f"cannot sample {n} sequences of {length} rows", hint="give positive numbers")
+        if length != self._length:
+            fitting = np.maximum(self._episodes.lengths - length + 1, 0)
+            self._ends, self._length = np.cumsum(fitting), length
+            self._first = self._episodes.starts - (self._ends - fitting)
+        if not len(self._ends) or not self._ends[-1]:
+            longest = int(self._episodes.lengths.max(initial=0))
+            raise ExperienceError(f"no episode has {length} rows", hint=f"the longest has {longest}")
+        drawn = rng.integers(0, self._ends[-1], n)
+        return np.asarray(self._first[np.searchsorted(self._ends, drawn, side="right")] + drawn)
 
 
 def ahead(draw: Callable[[], T], depth: int) -> Iterator[T]:
@@ -71,8 +84,3 @@ def ahead(draw: Callable[[], T], depth: int) -> Iterator[T]:
 def rows_of(array: Any, start: int, stop: int) -> NDArray[Any]:
     """A copy of some consecutive rows of a column."""
     return np.array(array[start:stop])
-
-
-def take(array: Any, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a column by number, whatever the shape of ``rows``; a new array, ``rows`` by a row."""
-    return np.asarray(array.take(rows, axis=0) if isinstance(array, np.ndarray) else array[rows])

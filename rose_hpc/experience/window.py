@@ -1,13 +1,20 @@
-"""A column of several files, seen as one array without copying it."""
+"""Columns as arrays over their files, and those of several files seen as one array without copying it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rose_hpc.errors import DamagedError, ExperienceError
+from rose_hpc.experience.files import UnreadableError, opened
+from rose_hpc.experience.schema import Column, ShardInfo
+from rose_hpc.refusals import named
 
 
 class WindowColumn:
@@ -77,11 +84,13 @@ class WindowColumn:
         start, stop, step = key.indices(len(self))
         if step != 1:
             return self._take(np.arange(start, stop, step))
-        found = [
-            part[max(start - first, 0) : max(stop - first, 0)]
-            for part, first in zip(self.parts, self._starts[:-1].tolist(), strict=True)
-        ]
-        found = [part for part in found if len(part)] or [self.parts[0][:0]]
+        if start >= stop:
+            return self.parts[0][:0]
+        first, last = (np.searchsorted(self._starts, (start, stop - 1), side="right") - 1).tolist()
+        found = []
+        for number in range(first, last + 1):
+            shift = int(self._starts[number])
+            found.append(self.parts[number][max(start - shift, 0) : stop - shift])
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _take(self, index: NDArray[Any]) -> NDArray[Any]:
@@ -94,3 +103,33 @@ class WindowColumn:
             mine = owner == number
             result[mine] = part[rows[mine] - self._starts[number]]
         return result
+
+
+def as_one(parts: Sequence[NDArray[Any]], column: Column) -> Any:
+    """What is like one array over any number of parts of a column."""
+    if not parts:
+        return np.empty((0, *column.shape), np.dtype(column.dtype))
+    return parts[0] if len(parts) == 1 else WindowColumn(parts)
+
+
+def map_columns(part: ShardInfo, skip: int = 0) -> Mapping[str, NDArray[Any]]:
+    """The columns of a file, but for its first ``skip`` rows, as read-only arrays over it."""
+    try:
+        with named(ExperienceError, f"cannot read {part.path}"), opened(part.path) as fd:
+            view = _map_file(fd, part)
+    except UnreadableError as error:
+        raise ExperienceError(f"cannot read {part.path}: {error}", hint=error.hint) from error
+    return {
+        name: np.ndarray((part.rows, *column.shape), np.dtype(column.dtype), buffer=view, offset=column.offset)[skip:]
+        for name, column in part.columns.items()
+    }
+
+
+def _map_file(fd: int, part: ShardInfo) -> mmap.mmap:
+    size = os.fstat(fd).st_size
+    # Reading a mapping beyond the end of its file kills the process, so what the header says is checked once more.
+    for name, column in part.columns.items():
+        if column.offset < 0 or column.offset + part.rows * column.row_bytes > size:
+            text = f"{part.path} is damaged: column '{name}' reaches beyond its end"
+            raise DamagedError(text, paths=[str(part.path)])
+    return mmap.mmap(fd, size, access=mmap.ACCESS_READ)

@@ -54,6 +54,12 @@ def test_the_pages_commands_work(folder: Path) -> None:
         assert all(np.array_equal(toy[name], bank[name]) for name in bank.columns)
 
 
+def test_every_program_of_the_page_is_python() -> None:
+    """What needs an optional extra to run is Python at least."""
+    for program in blocks("experience.md", "python"):
+        compile(program, "experience.md", "exec", dont_inherit=True)
+
+
 def test_the_pages_training_runs(folder: Path) -> None:
     """The program that feeds PyTorch runs as it is shown."""
     if importlib.util.find_spec("torch") is None:

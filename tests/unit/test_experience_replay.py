@@ -141,6 +141,16 @@ def test_a_stream_gives_what_sampling_gives(banks: list[Path]) -> None:
     assert threading.active_count() == before
 
 
+def test_a_stream_of_sequences(banks: list[Path]) -> None:
+    """With a length, what is drawn ahead are sequences, the same as one by one."""
+    bank = ExperienceBank.open(banks)
+    rng = np.random.default_rng(4)
+    expected = [bank.sample_sequences(8, 2, rng)["observations"].tolist() for _ in range(4)]
+    stream = bank.stream(8, rng=4, length=2)
+    assert [batch["observations"].tolist() for batch in islice(stream, 4)] == expected
+    stream.close()  # type: ignore[attr-defined]  # a generator
+
+
 def test_a_stream_draws_ahead_and_no_further() -> None:
     """While one item is used, exactly as many as asked for are drawn; an error comes out where it belongs."""
     drawn = threading.Semaphore(0)
