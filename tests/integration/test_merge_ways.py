@@ -104,7 +104,7 @@ def in_parts(paths: list[Path], bank: Path, count: int, verify: bool) -> str | N
     return info.digest
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=7),
     columns=COLUMNS,

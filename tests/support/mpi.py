@@ -31,6 +31,8 @@ def environment() -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OMPI_", "PMIX_"))}
     env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     env |= {"OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_mpi_yield_when_idle": "1"}  # more ranks than cores
+    # in a container, ranks may not read each other's memory, and say so on their standard error
+    env |= {"OMPI_MCA_btl_vader_single_copy_mechanism": "none", "PMIX_MCA_gds": "hash"}
     return {**env, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
