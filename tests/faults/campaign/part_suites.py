@@ -54,7 +54,7 @@ PARTS = (
         "tests/faults/test_journal.py",
         "tests/integration/test_bad_run.py",
     ),
-    suite("files", "mutated and forged shards and banks", "tests/faults/test_store_hostile.py"),
+    suite("forged", "forged shards and banks", "tests/faults/test_store_hostile.py"),
     suite(
         "ranks",
         "environments that die, crash, hang, stop, or print without end",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import part_clock
 import part_drivers
 import part_failpoints
+import part_files
 import part_kills
 import part_submit
 import part_suites
@@ -20,5 +21,6 @@ PARTS = {
         part_submit.PART,
         *part_suites.PARTS,
         part_syscalls.PART,
+        part_files.PART,
     )
 }
