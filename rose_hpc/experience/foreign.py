@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +23,13 @@ from rose_hpc import errors
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError
 from rose_hpc.experience.files import publishing
 from rose_hpc.experience.schema import ShardInfo
+from rose_hpc.refusals import cause_of, next_step
 
 #: what the child finds in its environment besides ours: no plugins of HDF5, which looks into their folder for whatever
 #: it cannot open (and does so with them turned off, too), and no threads that nobody needs
 _NO_PLUGINS = {"HDF5_PLUGIN_PRELOAD": "::", "HDF5_PLUGIN_PATH": "/dev/null"}
+#: characters of what a file says of itself: the description of a bank of a hundred thousand shards has ten million
+_MOST_ANSWERED = 64 * 1024 * 1024
 _ENVIRONMENT = {**_NO_PLUGINS, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -85,13 +89,25 @@ def import_foreign(source: Path, output: Path, attributes: Mapping[str, Any] | N
             file that HDF5 crashed on.
     """
     limits = Limits(seconds=3600, file_mb=1024 * 1024)
-    with publishing(output, fsync=True) as scratch:
-        request = {"op": "import", "paths": [str(source)], "output": str(scratch), "attributes": dict(attributes or {})}
+    with publishing(output, fsync=True) as scratch, _folder_beside(output) as folder:
+        made = Path(folder) / output.name  # whatever else the child leaves when it crashes goes with the folder
+        request = {"op": "import", "paths": [str(source)], "output": str(made), "attributes": dict(attributes or {})}
         answers, end = _ask(request, limits)
         if not answers:
             raise _unparsable(source, end or "the parser said nothing")
-        info = ShardInfo.from_json(_value(answers[0]))
+        try:
+            info = ShardInfo.from_json(_value(answers[0]))
+        except ExperienceError as error:  # people know the output, not where it was made
+            error.message = error.message.replace(str(made), str(output))
+            raise
+        made.rename(scratch)
     return replace(info, path=output, shard_names=(output.stem,))
+
+
+def _folder_beside(path: Path) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", ignore_cleanup_errors=True
+    )
 
 
 def _unparsable(path: Path, what: str) -> DamagedError:
@@ -162,9 +178,14 @@ def _answer(request: dict[str, Any], path: str) -> dict[str, Any]:
     except ExperienceError as error:
         facts = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
         return {**facts, "paths": list(error.paths) if isinstance(error, DamagedError) else []}
-    except (MemoryError, RecursionError, OverflowError, OSError) as error:
-        what = f"{path} is damaged: parsing it was more than it may be ({type(error).__name__})"
-        return {"error": "DamagedError", "message": what, "hint": "", "paths": [path]}
+    except OSError as error:
+        return {**_damaged(path, f"the parser was refused what it needs: {cause_of(error)}"), "hint": next_step(error)}
+    except (MemoryError, RecursionError, OverflowError) as error:
+        return _damaged(path, f"parsing it was more than it may be ({type(error).__name__})")
+
+
+def _damaged(path: str, what: str) -> dict[str, Any]:
+    return {"error": "DamagedError", "message": f"{path} is damaged: {what}", "hint": "", "paths": [path]}
 
 
 def _import(request: dict[str, Any], source: Path) -> ShardInfo:
@@ -189,7 +210,10 @@ def main() -> None:
     request = json.loads(sys.stdin.buffer.read())
     _limit(request)
     for path in request["paths"]:
-        sys.stdout.write(json.dumps(_answer(request, path)) + "\n")
+        text = json.dumps(_answer(request, path))
+        if len(text) > _MOST_ANSWERED:  # the caller would have to hold it
+            text = json.dumps(_damaged(path, f"it says more of itself than {_MOST_ANSWERED:,} characters"))
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
 

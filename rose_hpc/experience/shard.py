@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rose_hpc.errors import ExperienceError, SchemaError
+from rose_hpc.errors import ExperienceError, FormatError, SchemaError
 from rose_hpc.experience.buffers import ColumnBuffer, Store
 from rose_hpc.experience.cells import Cell
 from rose_hpc.experience.copying import in_threads
@@ -29,6 +29,8 @@ from rose_hpc.refusals import named
 #: single rows are gathered in blocks of about this size before they go to their columns
 _STAGE_BYTES = 256 * 1024
 _STAGE_ROWS = 4096
+#: a file holds at most so many times its own size (gzip reaches 1,032), beyond so many bytes that do not matter
+_MOST_COMPRESSED, _PLENTY_BYTES = 1100, 64 * 1024 * 1024
 #: rows of about this size are read at once when a file is rewritten
 _COPY_BYTES = 8 * 1024 * 1024
 #: a smaller shard is closed before a second thread has begun
@@ -256,9 +258,14 @@ def seal(path: str | Path, *, attributes: Mapping[str, Any] | None = None, fsync
 def _rewrite(path: Path, found: Survey, attributes: Mapping[str, Any], fsync: bool) -> ShardInfo:
     """Write the file anew through the writer, which makes the columns what they should be."""
     row_bytes = sum(column.row_bytes for column in found.columns.values())
-    free = shutil.disk_usage(path.parent).free
-    if found.rows * row_bytes > free:  # a compressed file may claim any size
-        raise ExperienceError(f"cannot write {path} anew: it needs {found.rows * row_bytes} bytes, and {free} are free")
+    with named(ExperienceError, f"cannot write {path} anew"):
+        needed, size, free = found.rows * row_bytes, path.stat().st_size, shutil.disk_usage(path.parent).free
+    if needed > _PLENTY_BYTES + _MOST_COMPRESSED * size:  # a small file could fill a disk with zeros
+        hint = "write all that it is to hold, and not with more compression than gzip has"
+        raise FormatError(f"{path} claims {needed} bytes, and has {size}", hint=hint)
+    if needed > free:
+        hint = "make room there, or have it written contiguous and uncompressed"
+        raise ExperienceError(f"cannot write {path} anew: it needs {needed} bytes, and {free} are free", hint=hint)
     step = max(1, _COPY_BYTES // row_bytes)
     with ShardWriter(path, attributes=attributes, fsync=fsync) as writer, reading(path) as file:
         for start in range(0, max(found.rows, 1), step):

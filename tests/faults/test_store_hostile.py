@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -19,6 +22,7 @@ import pytest
 from corpus import mend, shard, write_corpus
 
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, SchemaError
+from rose_hpc.experience import foreign
 from rose_hpc.experience.episodes import returns_of
 from rose_hpc.experience.foreign import Limits, read_foreign
 from rose_hpc.experience.format import examine, read_info
@@ -70,7 +74,7 @@ def test_no_altered_file_crashes_its_reader_or_opens_another(base: Path) -> None
 
 def test_the_command_line_says_one_line(base: Path, tmp_path: Path) -> None:
     """inspect and merge of some of them: exit 0 or 1, one line of error at most, and no bank of a bad shard."""
-    for path in random.Random(SEED).sample(sorted((base / "m").iterdir()), 4):
+    for path in random.Random(SEED).sample(sorted((base / "m").iterdir()), 3):
         bank = tmp_path / "bank.h5"
         for arguments in (["inspect", path], ["merge", base / "good.h5", path, "--output", bank]):
             command = [sys.executable, "-m", "rose_hpc", *arguments]
@@ -153,7 +157,7 @@ def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("crash", "SIGSEGV"), ("hang", "not parsed within 8 s"), ("gorge", "MemoryError"), ("write", "OSError")],
+    [("crash", "SIGSEGV"), ("hang", "not parsed within 8 s"), ("gorge", "MemoryError"), ("write", "File too large")],
 )
 def test_what_a_file_does_to_its_parser_stays_there(misbehaving: Path, name: str, text: str) -> None:
     """A crash, an endless loop, a flood of memory and a write of the parser each name their file, and hurt no other."""
@@ -173,6 +177,25 @@ def test_the_command_line_survives_its_files(misbehaving: Path) -> None:
         assert done.stderr.count("\n") == 1
         assert "crash.h5 is damaged: parsing it ended with SIGSEGV" in done.stderr
     assert not (misbehaving / "bank.h5").exists()
+
+
+def test_a_file_that_says_too_much_is_not_listened_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file says of itself comes to the caller only if it is of a size that a description can have."""
+    info = read_foreign([shard(tmp_path / "a.h5")])[0]
+    with ShardWriter(tmp_path / "b.h5", attributes={"note": "x" * 10_000}) as writer:
+        writer.extend(rewards=np.zeros(3))
+    limits = {"memory_mb": 4096, "seconds": 60, "file_mb": 0}
+    request = {"op": "info", "paths": [str(tmp_path / "b.h5"), str(info.path)], **limits}
+    said: list[str] = []
+    monkeypatch.setattr(foreign, "_MOST_ANSWERED", 10_000)
+    monkeypatch.setattr(foreign, "_limit", lambda request: None)
+    monkeypatch.setattr(foreign.sys, "stdin", SimpleNamespace(buffer=io.BytesIO(json.dumps(request).encode())))
+    monkeypatch.setattr(foreign.sys, "stdout", SimpleNamespace(write=said.append, flush=lambda: None))
+    foreign.main()
+    monkeypatch.undo()
+    first, second = map(json.loads, said)
+    assert "b.h5 is damaged: it says more of itself than 10,000 characters" in first["message"]
+    assert second["value"]["rows"] == info.rows
 
 
 def test_a_forged_shard_tells_no_lies_about_returns(tmp_path: Path) -> None:

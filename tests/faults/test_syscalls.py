@@ -6,11 +6,16 @@ Here a seeded share of the calls; ``make torture PARTS=syscalls`` has every call
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import failing_calls
 import pytest
-from fault_scenarios import SCENARIOS, Found, run
+from failing_calls import FAILURES
+from fault_scenarios import SCENARIOS, Found, mean_of, run, write_foreign
+
+from rose_hpc.errors import ExperienceError
+from rose_hpc.experience.foreign import import_foreign
 
 SEED = int(os.environ.get("SYSCALLS_SEED", "0"))
 SHARE = float(os.environ.get("SYSCALLS_SHARE", "0.03"))
@@ -45,6 +50,35 @@ def test_failing_calls_of_everything_else(library, tmp_path):
     assert not _told(found)
     assert [each.name for each in found] == names
     assert all(each.tried >= 14 for each in found)
+
+
+@pytest.mark.timeout(600)
+def test_failing_calls_of_the_child(library, tmp_path, monkeypatch):
+    """A call of the process that parses a foreign file fails: the shard is there, or one line says why it is not."""
+    source, output = tmp_path / "in" / "a.h5", tmp_path / "b.h5"
+    source.parent.mkdir()
+    write_foreign(source, chunks=True)
+    content = source.read_bytes()
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    numbers = range(1, 150) if SHARE >= 1 else random.Random(SEED).sample(range(1, 80), 6)
+    for at in numbers:
+        fault = FAILURES[at % len(FAILURES)]
+        for name, value in failing_calls.variable(tmp_path, at, fault).items():
+            monkeypatch.setenv(name, value)
+        error = None
+        try:
+            info = import_foreign(source, output)
+        except ExperienceError as raised:
+            error = raised
+        if error is None:
+            assert (info.rows, mean_of(output)) == (7, 2.0)
+            output.unlink()
+        else:
+            assert os.strerror(fault.error) in error.message or "retrieve stat info" in error.message
+            assert error.hint
+            assert "\n" not in str(error)
+        assert {path.name for path in tmp_path.iterdir()} == {"in"}
+        assert source.read_bytes() == content
 
 
 def test_the_library_sees_the_calls(library, tmp_path):

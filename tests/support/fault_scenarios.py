@@ -27,7 +27,6 @@ from rose_hpc.errors import RoseHpcError
 from rose_hpc.experience import buffers
 from rose_hpc.experience.check import verify
 from rose_hpc.experience.exchange import export_minari
-from rose_hpc.experience.foreign import import_foreign
 from rose_hpc.experience.format import read_info
 from rose_hpc.experience.merge import merge_shards
 from rose_hpc.experience.parts import Parts
@@ -154,21 +153,6 @@ def rewritten() -> Scenario:
         return one_of(mean_of(folder / "a.h5"), None, 2.0)
 
     return Scenario(prepare, lambda folder: seal(folder / "a.h5", attributes={"seed": 1}), look)
-
-
-def imported() -> Scenario:
-    """A foreign file becomes a shard elsewhere: what the child does is counted in the child."""
-
-    def prepare(folder: Path) -> None:
-        (folder / "in").mkdir()
-        write_foreign(folder / "in" / "a.h5", chunks=True)
-
-    def look(folder: Path) -> str:
-        assert visible(folder) <= {"in", "b.h5"}
-        assert visible(folder / "in") == {"a.h5"}
-        return one_of(mean_of(folder / "b.h5"), None, 2.0)
-
-    return Scenario(prepare, lambda folder: import_foreign(folder / "in" / "a.h5", folder / "b.h5"), look)
 
 
 def bank(old: bool, check: bool, fsync: bool = True, workers: int = 1) -> Scenario:

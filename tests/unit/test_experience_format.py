@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -120,8 +121,17 @@ def test_a_file_that_claims_more_than_the_disk_holds_is_not_rewritten(tmp_path: 
     """A chunked dataset of a petabyte that was never written is refused before the disk is filled with its zeros."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("observations", shape=(10**12, 128), dtype="f8", chunks=(1024, 128))
-    with pytest.raises(ExperienceError, match="are free"):
+    with pytest.raises(FormatError, match=r"claims 1024000000000000 bytes, and has \d+"):
         seal(tmp_path / "a.h5")
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_not_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compressed file that honestly holds more than is free is refused before the disk is full."""
+    path = plain(tmp_path / "a.h5", chunks=True)
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda where: usage)
+    with pytest.raises(ExperienceError, match=r"needs \d+ bytes, and 10 are free; make room"):
+        seal(path)
 
 
 def test_a_failed_rewrite_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
