@@ -85,7 +85,7 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         UnreadableError: when a file that is only to be read cannot be opened.
     """
     try:
-        fd = os.open(path, flags | os.O_CLOEXEC)
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if flags == os.O_RDONLY:
             raise UnreadableError("it cannot be opened", error) from error

@@ -9,6 +9,7 @@ CVE-2026-1669).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any, NoReturn
 import h5py
 import numpy as np
 
-from rose_hpc.errors import DamagedError, FormatError, SchemaError
+from rose_hpc.errors import DamagedError, ExperienceError, FormatError, SchemaError
 from rose_hpc.experience.episodes import Episodes
+from rose_hpc.experience.files import UnreadableError, opened
 from rose_hpc.experience.hdf5 import read_attribute, reading, root_of, write_attribute, writing
-from rose_hpc.experience.header import FORMAT, VERSION, append_footer, encode
+from rose_hpc.experience.header import FORMAT, VERSION, encode, extents_of, footer_of
 from rose_hpc.experience.header import read_info as read_info
+from rose_hpc.experience.image import Image
 from rose_hpc.experience.schema import (
     RESERVED,
     Column,
@@ -34,6 +37,7 @@ from rose_hpc.experience.schema import (
     type_reason,
 )
 from rose_hpc.experience.stats import stats_size
+from rose_hpc.refusals import named
 
 #: no shard has more of either; counting is the first thing that is done with a file
 _MAX_COLUMNS, _MAX_ATTRIBUTES = 4096, 1024
@@ -54,8 +58,12 @@ def create(path: Path, columns: Mapping[str, Column], rows: int) -> dict[str, Co
     Raises:
         ExperienceError: when it cannot be written.
     """
-    with writing(path, "x", _room(columns)) as file:
-        return _create_columns(file.id, columns, rows)
+    with Image() as image:
+        with writing(path, image, new=True, room=_room(columns)) as file:
+            columns = _create_columns(file.id, columns, rows)
+        with named(ExperienceError, f"cannot write {path}"), opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:
+            image.save(fd, image.pieces(extents_of(columns, rows)))
+    return columns
 
 
 def write_info(path: Path, info: ShardInfo, episodes: Episodes | None = None) -> None:
@@ -65,10 +73,20 @@ def write_info(path: Path, info: ShardInfo, episodes: Episodes | None = None) ->
         path: the file.
         info: what is said.
         episodes: those that ``info.episodes`` is the digest of, unless the file has them already.
+
+    Raises:
+        ExperienceError: when it cannot be read or written: then it may be half changed.
     """
-    with writing(path) as file:
-        values = _write_attributes(root_of(file), info, episodes)
-    append_footer(path, info, *values)
+    extents = extents_of(info.columns, info.rows)
+    try:
+        with named(ExperienceError, f"cannot write {path}"), opened(path, os.O_RDWR) as fd, Image() as image:
+            image.load(fd, extents)
+            with writing(path, image) as file:
+                header, statistics = _write_attributes(root_of(file), info, episodes)
+            pieces = image.pieces(extents)
+            image.save(fd, pieces, footer_of(path, pieces, header, statistics))
+    except UnreadableError as error:
+        raise ExperienceError(f"cannot write {path}: {error}", hint=error.hint) from error
 
 
 def _create_columns(file: h5py.h5f.FileID, columns: Mapping[str, Column], rows: int) -> dict[str, Column]:

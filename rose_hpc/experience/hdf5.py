@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError
 from rose_hpc.experience.header import SIGNATURE, open_file
+from rose_hpc.experience.image import Image
 from rose_hpc.refusals import cause_of, next_step
 
 #: HDF5 1.8's file format: every later version reads it, its metadata have checksums (the oldest format's have none, and
@@ -49,18 +49,20 @@ def reading(path: Path) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def writing(path: Path, mode: str = "r+", room: int = 0) -> Iterator[h5py.File]:
-    """A file that is private to its writer, open for changes.
+def writing(path: Path, image: Image, *, new: bool = False, room: int = 0) -> Iterator[h5py.File]:
+    """The image of a file, open for changes.
 
     Args:
-        path: the file.
-        mode: ``x`` for a new one.
+        path: whose image it is.
+        image: in memory.
+        new: make a file; else it has been loaded.
         room: bytes of metadata that a new file keeps in one piece at its start.
 
     Raises:
-        ExperienceError: when it cannot be written (no access, disk full).
+        ExperienceError: when HDF5 cannot make sense of it, or memory is short.
     """
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fapl_stdio()
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     access.set_libver_bounds(*_LIBVER)
     access.set_file_locking(False, True)
@@ -70,12 +72,12 @@ def writing(path: Path, mode: str = "r+", room: int = 0) -> Iterator[h5py.File]:
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_attr_phase_change(_COMPACT_ATTRIBUTES, 0)
     try:
-        if mode == "x":
-            file = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, creation, access)
+        if new:
+            file = h5py.h5f.create(image.path.encode(), h5py.h5f.ACC_TRUNC, creation, access)
         else:
-            file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR, access)
-        with _closing(file):
-            yield h5py.File(file)
+            file = h5py.h5f.open(image.path.encode(), h5py.h5f.ACC_RDWR, access)
+        with h5py.File(file) as opened:  # whose end closes all that was opened through it
+            yield opened
     except RoseHpcError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError) as error:
@@ -85,24 +87,6 @@ def writing(path: Path, mode: str = "r+", room: int = 0) -> Iterator[h5py.File]:
 def root_of(file: h5py.File) -> h5py.h5g.GroupID:
     """The root, which has a file's attributes: HDF5 1.10 does not take the file itself for it."""
     return h5py.h5g.open(file.id, b"/")
-
-
-@contextmanager
-def _closing(file: h5py.h5f.FileID) -> Iterator[None]:
-    """Close a file, and all that was opened through it; one that cannot be written, too.
-
-    HDF5 would keep such a file open, and try again to write it, or crash, when the process ends.
-    """
-    try:
-        yield
-        h5py.h5f.flush(file, h5py.h5f.SCOPE_LOCAL)
-    except BaseException:
-        nowhere = os.memfd_create("rose_hpc-given-up")  # takes what HDF5 still has to write
-        os.dup2(nowhere, file.get_vfd_handle(), inheritable=False)
-        os.close(nowhere)
-        raise
-    finally:
-        h5py.File(file).close()
 
 
 def read_attribute(item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str, *, heaps: bool = False) -> Any:

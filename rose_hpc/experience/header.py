@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,8 @@ import xxhash
 
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, RoseHpcError, SchemaError
 from rose_hpc.experience.digest import is_digest
-from rose_hpc.experience.files import BUFFER, UnreadableError, new_buffer, opened, read_into, write_all
+from rose_hpc.experience.files import BUFFER, UnreadableError, new_buffer, read_into
+from rose_hpc.experience.image import Extent, Piece, between
 from rose_hpc.experience.schema import ITEM_BYTES, Column, ShardInfo, check_name, type_reason
 from rose_hpc.experience.stats import STATS_FIELDS, Array, Stats, stats_shape
 from rose_hpc.refusals import cause_of, named, next_step
@@ -63,34 +64,24 @@ def encode(info: ShardInfo) -> tuple[bytes, Array]:
     return json.dumps(facts, separators=(",", ":")).encode("ascii"), np.concatenate(known).astype("<f8", copy=False)
 
 
-def append_footer(path: Path, info: ShardInfo, header: bytes, statistics: bytes) -> None:
-    """End a file with a footer, once HDF5 has closed it and all but its columns is as it will be.
+def footer_of(path: Path, pieces: Sequence[Piece], header: bytes, statistics: bytes) -> bytes:
+    """What ends a file, of which ``pieces`` are all that is in no column.
 
     Raises:
-        ExperienceError: disk full, or another reason not to write.
+        ExperienceError: HDF5 did not write the header in one piece.
     """
-    try:
-        with named(ExperienceError, f"cannot write {path}"), opened(path, os.O_RDWR) as fd:
-            _append_footer(fd, path, info, header, statistics)
-    except UnreadableError as error:
-        raise ExperienceError(f"cannot write {path}: {error}", hint=error.hint) from error
-
-
-def _append_footer(fd: int, path: Path, info: ShardInfo, header: bytes, statistics: bytes) -> None:
-    end = os.fstat(fd).st_size
-    content = _Content(fd, end)
     checksum, places = xxhash.xxh3_128(), {header: -1, statistics: -1 if statistics else 0}
-    for start, stop in _between(_extents(info), end):
-        part = content.get(start, stop - start)  # read, not mapped: a disk that fails is an error then, not SIGBUS
-        checksum.update(part)
+    for start, piece in pieces:
+        checksum.update(piece)
+        content = bytes(piece)
         for value, place in places.items():
-            if place < 0 and (found := part.find(value)) >= 0:
+            if place < 0 and (found := content.find(value)) >= 0:
                 places[value] = start + found
     if min(places.values()) < 0:
-        raise ExperienceError(f"cannot seal {path}: HDF5 did not write its header in one piece")
+        raise ExperienceError(f"cannot seal {path}: HDF5 did not write its header in one piece", hint="report this")
     footer = _FOOTER.pack(places[header], len(header), places[statistics], len(statistics), _MAGIC)
     checksum.update(footer)
-    write_all(fd, memoryview(footer + checksum.digest()), end)
+    return footer + checksum.digest()
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -199,11 +190,11 @@ def _read(fd: int, path: Path) -> ShardInfo | None:
         raise _altered(path)
     values = np.frombuffer(content.get(stats_at, stats_length), "<f8")
     info = _parse(json.loads(content.get(at, length)), values, path, size)
-    taken = _extents(info)
+    taken = extents_of(info.columns, info.rows)
     if taken and max(stop for _, stop in taken) > end:
         raise _altered(path)
     checksum = xxhash.xxh3_128()
-    for start, stop in _between(taken, end):
+    for start, stop in between(taken, end):
         for piece in range(start, stop, BUFFER):
             checksum.update(content.get(piece, min(BUFFER, stop - piece)))
     checksum.update(footer[: _FOOTER.size])
@@ -212,19 +203,9 @@ def _read(fd: int, path: Path) -> ShardInfo | None:
     return info
 
 
-def _extents(info: ShardInfo) -> list[tuple[int, int]]:
+def extents_of(columns: Mapping[str, Column], rows: int) -> list[Extent]:
     """Where the bytes of the columns start and end, in the order of the file."""
-    rows = info.rows
-    return sorted((c.offset, c.offset + rows * c.row_bytes) for c in info.columns.values()) if rows else []
-
-
-def _between(extents: Iterable[tuple[int, int]], end: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are in none of its columns, in order."""
-    reached = 0
-    for start, stop in (*extents, (end, end)):
-        if start > reached:
-            yield reached, start
-        reached = max(reached, stop)
+    return sorted((c.offset, c.offset + rows * c.row_bytes) for c in columns.values()) if rows else []
 
 
 def _parse(facts: Mapping[str, Any], values: Array, path: Path, size: int) -> ShardInfo:

@@ -161,10 +161,10 @@ def refuse_itself(bank: Path, shards: list[ShardInfo]) -> list[ShardInfo]:
     Raises:
         UsageError: it is.
     """
-    place = os.path.realpath(bank)
     with named(ExperienceError, f"cannot write {bank}"):
-        exists = bank.exists()
-    if exists and any(os.path.realpath(shard.path) == place for shard in shards):
+        place = os.path.realpath(bank)
+        is_one = bank.exists() and any(os.path.realpath(shard.path) == place for shard in shards)
+    if is_one:
         raise UsageError(f"{bank} is one of the shards", hint="choose another path for the bank")
     return shards
 

@@ -14,6 +14,7 @@ from rose_hpc.errors import ExperienceError, SchemaError
 from rose_hpc.experience.digest import CHUNK
 from rose_hpc.experience.schema import Column, ShardInfo, difference, renamed
 from rose_hpc.experience.stats import Stats, combine
+from rose_hpc.refusals import named
 
 Layouts = dict[tuple[int, ...], dict[str, int]]
 
@@ -211,17 +212,23 @@ def _combined(name: str, column: Column, shards: Sequence[ShardInfo]) -> Stats |
     return combine(known, column.shape) if len(known) == len(parts) else None
 
 
+def _real(path: Path, folders: dict[Path, str]) -> str:
+    """The real path of a file; each folder is resolved once."""
+    folder = path.parent
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    if path.name in ("", "..") or path.is_symlink():
+        return os.path.realpath(path)
+    return f"{folders[folder]}/{path.name}"
+
+
 def _check_unique(shards: Sequence[ShardInfo], alike: Sequence[str]) -> None:
     paths: set[str] = set()
-    folders: dict[Path, str] = {}  # resolved once
+    folders: dict[Path, str] = {}
     sources: dict[tuple[Any, ...], ShardInfo] = {}
     for shard in shards:
-        folder, name = shard.path.parent, shard.path.name
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        path = f"{folders[folder]}/{name}"
-        if name in ("", "..") or shard.path.is_symlink():
-            path = os.path.realpath(shard.path)
+        with named(ExperienceError, f"cannot read {shard.path}"):
+            path = _real(shard.path, folders)
         if path in paths:
             raise ExperienceError(f"{shard.path} is given twice", hint="name every shard once")
         paths.add(path)
