@@ -192,7 +192,7 @@ def bank_in_parts() -> Scenario:
         parts.begin([read_info(folder / f"{name}.h5") for name in "abc"])
         for part in range(2):
             parts.copy(parts.draft(), part, 2, verify=True, workers=1, fsync=True)
-        parts.finish(2, verify=True, fsync=True, attributes={})
+        parts.finish(2, verify=True, workers=1, fsync=True, attributes={})
 
     def look(folder: Path) -> str:
         try:
