@@ -123,7 +123,7 @@ def _refuse_owned(run: RunDir, *, everywhere: bool) -> None:
     if ownership.owner_lives(run) and (everywhere or owner.get("host") == socket.gethostname()):
         job = f", job {owner['job']}" if owner.get("job") else ""
         raise OwnedError(
-            f"{run.path} is being driven by process {owner.get('pid')} on {owner.get('host')}{job}",
+            f"{run.path} is driven by process {owner.get('pid')} on {owner.get('host')}{job}",
             hint=f"see `{run.command('status')}`",
         )
 
