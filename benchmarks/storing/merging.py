@@ -14,7 +14,7 @@ import h5py
 
 from rose_hpc import merge_shards
 from storing.data import WIDE, drop_caches, evict, is_evicted, row_bytes, shards_of, transitions
-from storing.table import Table, in_turns, seconds
+from storing.table import Table, in_turns
 
 Ways = dict[str, Callable[[], Any]]
 DEBIAN_PYTHON = Path("/usr/bin/python3")
@@ -80,7 +80,7 @@ def beside_cat(
                 continue
             cold = in_turns(
                 _ways(shards, folder / "bank.h5"),
-                max(2, rounds // 2),
+                max(2, rounds - 1),
                 lambda: (_remove(folder / "bank.h5"), _forget(shards)),
             )
             _rows(table, cold, count, "cold")
@@ -158,8 +158,3 @@ def _forget(shards: Sequence[Path]) -> bool:
 
 def _remove(bank: Path) -> None:
     bank.unlink(missing_ok=True)
-
-
-def time_of(function: Callable[[], Any]) -> float:
-    """The least of three."""
-    return min(seconds(function) for _ in range(3))
