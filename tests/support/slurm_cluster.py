@@ -168,11 +168,10 @@ class SlurmCluster:
         jobs = self.processes(f"SLURMD_NODENAME={name}")
         stepds = {parent for parent in map(_parent, jobs) if parent and b"slurmstepd" in _command_line(parent)}
         daemon = self.daemons.pop(name)
-        for pid in (daemon.pid, *stepds):  # none must see another die
-            os.kill(pid, signal.SIGSTOP)
-        below = _descendants(stepds)  # also those that hide their environment
-        for pid in (daemon.pid, *stepds, *jobs, *below):
-            _kill(pid)
+        gone = {daemon.pid, *stepds, *jobs, *_descendants(stepds)}  # also those that hide their environment
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # none must see another die
+            for pid in gone:
+                _kill(pid, number)
         daemon.wait()
 
     def call(self, *argv: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
@@ -256,9 +255,9 @@ class SlurmCluster:
             daemon.wait()
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
         return
 
