@@ -118,9 +118,9 @@ def _strangers(base: Path, log: Path) -> set[str]:
     mark = next(k for k, line in enumerate(lines) if f"{base}/good.h5" in line and "O_RDONLY|O_CLOEXEC)" in line)
     later = {line.split('"')[1] for line in lines[mark:] if line.count('"') >= 2}
     ours = tuple(str(base / name) for name in ("m", "good.h5", "out"))
-    home = str(Path(foreign.__file__).parents[2])  # an editable install is imported from there
+    imported = tuple(path for path in sys.path if path)
     # Python asks `uname`, wherever the PATH has it, what machine this is
-    return {path for path in later if not path.startswith((*ours, *SYSTEM, home)) and not path.endswith("/uname")}
+    return {path for path in later if not path.startswith((*ours, *SYSTEM, *imported)) and not path.endswith("/uname")}
 
 
 if __name__ == "__main__":
