@@ -26,6 +26,7 @@ Record = Mapping[str, Any]
 
 #: an appended record is on the disk (fsync) at the latest this many seconds later
 SYNC_INTERVAL_S = 1.0
+_JSON = json.JSONDecoder()
 _SUM = re.compile(rb',"sum":"[0-9a-f]{8}"}')
 
 
@@ -53,7 +54,10 @@ def decode(line: bytes) -> dict[str, Any]:
         raise ValueError("no checksum")
     if b"%08x" % zlib.crc32(head + b"}") != tail[:8]:
         raise ValueError("its checksum does not fit")
-    record: dict[str, Any] = json.loads((head + b"}").decode())
+    text = (head + b"}").decode()
+    record, end = _JSON.raw_decode(text)
+    if end != len(text) or not isinstance(record, dict):
+        raise ValueError("it is not one object")
     return record
 
 
@@ -89,7 +93,7 @@ def _scan(file: BinaryIO, path: Path) -> Iterator[tuple[dict[str, Any], int]]:
             record = decode(line[:-1])
             if record["seq"] != number:
                 raise ValueError(f"its seq is {record['seq']}")
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             if not file.read(1) and not _begins_soundly(line):
                 return  # the last line: torn inside, though its newline is there
             raise JournalError(

@@ -15,6 +15,10 @@ _REMEMBERED = 3
 _LEFT_OUT = ("returns", "value")
 
 
+def _kept(record: Record) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in _LEFT_OUT}
+
+
 @dataclass
 class Progress:
     """What the records say so far.
@@ -160,13 +164,12 @@ class Progress:
         if stage == "collect":
             self._collected(record)
         elif stage == "merge":
-            self.merges[iteration] = record
-        kept = {key: value for key, value in record.items() if key not in _LEFT_OUT}
-        if stage == "merge":
             last = next(reversed(self.merges.values()), {}).get("columns")
-            self.merges[iteration] = {**kept, "columns": last} if last == kept.get("columns") and last else kept
+            self.merges[iteration] = kept = _kept(record)
+            if last is not None and last == kept.get("columns"):
+                kept["columns"] = last  # the same for ten thousand iterations
         elif stage == "update":
-            self.updates[iteration] = kept
+            self.updates[iteration] = _kept(record)
         elif stage == "check":
             again = bool(self.rewards) and self.rewards[-1][0] == iteration
             self.rewards[len(self.rewards) - again :] = [(iteration, record["reward"])]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
+from collections.abc import Iterator
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,3 +187,27 @@ def test_how_long_something_takes_is_the_longest_of_the_last_times():
     progress = Progress.of([collected(k, seconds) for k, seconds in enumerate((9.0, 2.0, 3.0, 1.0))])
     assert progress.expected_s("collect") == 3.0
     assert (progress.expected_s("merge"), progress.expected_s("collect", "a")) == (None, None)
+
+
+def test_a_long_run_takes_little_memory():
+    """Of an iteration stays what is decided by, some hundred bytes; what only reports want goes by."""
+    columns = {f"column {n}": "float32[4]" for n in range(10)}
+
+    def records(count: int) -> Iterator[dict]:
+        for number in range(count):
+            for record in iteration(number, names="abcdefgh", seconds=1.0):
+                if record.get("stage") == "merge":  # each with values of its own, as it is read from a file
+                    returns = {f"env_{n}": {"mean": float(number + n), "episodes": number} for n in range(100)}
+                    record |= {"returns": returns, "columns": dict(copy.deepcopy(columns))}
+                yield record
+
+    tracemalloc.start()
+    try:
+        Progress.of(records(10))
+        before, _ = tracemalloc.get_traced_memory()
+        progress = Progress.of(records(500))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(progress.merges) == len(progress.updates) == 500
+    assert (after - before) / 500 < 2000
