@@ -1,7 +1,7 @@
 /* System calls that fail on demand, preloaded into a process: LD_PRELOAD=failing_calls.so.
  *
  * Calls of the C library on paths below one folder are counted; call number `at` gets `error`. The process says which
- * through arm() and disarm() (ctypes), or, for a child, FAILING_CALLS="at:error:mode:kinds:folder" in its environment.
+ * through arm() and disarm() (ctypes), or FAILING_CALLS="at:error:mode:kinds:folder" in its environment, at any time.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -25,7 +25,7 @@ enum { CHANGES = 1, READS = 2, CLOSES = 4, MOVES = 8 };    /* kinds; MOVES: byte
 enum { GO, FAIL, FAIL_AFTER, HALF };
 
 static char folder[4096], last[4200];
-static int failing_at, error_number, how;
+static int failing_at, error_number, how, disarmed;
 static unsigned wanted;
 static atomic_int seen, failed;
 
@@ -41,6 +41,7 @@ void arm(const char *under, int at, int error, int mode, unsigned kinds)
 int disarm(void)
 {
     folder[0] = 0;
+    disarmed = 1;
     return seen;
 }
 
@@ -50,13 +51,15 @@ const char *what_failed(void)
     return last;
 }
 
-__attribute__((constructor)) static void begin(void)
+/* Whether any call is to fail: a process that forks others says so in the environment of one. */
+static int armed(void)
 {
-    const char *text = getenv("FAILING_CALLS");
+    const char *text = folder[0] || disarmed ? NULL : getenv("FAILING_CALLS");
     int at, error, mode, start = 0;
     unsigned kinds;
     if (text && sscanf(text, "%d:%d:%d:%u:%n", &at, &error, &mode, &kinds, &start) == 4 && start)
         arm(text + start, at, error, mode, kinds);
+    return folder[0] != 0;
 }
 
 static int is_below(const char *path)
@@ -93,7 +96,7 @@ static int on_fd(const char *call, int fd, unsigned kinds)
 {
     char path[4096];
     int before = errno;
-    if (!folder[0] || !path_of(fd, path, sizeof path)) {
+    if (!armed() || !path_of(fd, path, sizeof path)) {
         errno = before;
         return GO;
     }
@@ -105,7 +108,7 @@ static int on_path(const char *call, int base, const char *name, unsigned kinds)
 {
     char path[8400];
     int before = errno;
-    if (!folder[0] || !name)
+    if (!armed() || !name)
         return GO;
     if (name[0] == '/') {
         snprintf(path, sizeof path, "%s", name);
@@ -199,7 +202,7 @@ OPENER_AT(openat64)
 
 int close(int fd)
 {
-    int flags = folder[0] ? fcntl(fd, F_GETFL) : -1;
+    int flags = armed() ? fcntl(fd, F_GETFL) : -1;
     int writes = flags >= 0 && (flags & O_ACCMODE) != O_RDONLY;
     ANSWER(int, writes ? on_fd("close", fd, CLOSES) : GO, REAL(close)(fd), -1);
 }

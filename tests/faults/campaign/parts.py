@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import part_clock
+import part_disk
 import part_drivers
 import part_failpoints
 import part_files
@@ -21,6 +22,7 @@ PARTS = {
         part_submit.PART,
         *part_suites.PARTS,
         part_syscalls.PART,
+        part_disk.PART,
         part_files.PART,
     )
 }
