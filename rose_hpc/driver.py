@@ -17,6 +17,7 @@ from rose_hpc import failpoints, publishing, rundir, signals
 from rose_hpc.errors import EngineError, RunError, UsageError
 from rose_hpc.journal import scan_journal
 from rose_hpc.progress import Progress
+from rose_hpc.refusals import named
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 
@@ -223,7 +224,8 @@ def _lead(session: Session, config: Config, asyncflow: Any, engine: str, stack: 
 
 def _check_origin(session: Session) -> None:
     """Say it when the file that the configuration came from has changed: people edit it, and wonder."""
-    first = session.run.config.read_text().partition("\n")[0]
+    with named(RunError, f"cannot read {session.run.config}"):
+        first = session.run.config.read_text().partition("\n")[0]
     path = Path(first.removeprefix(_ORIGIN))
     if first.startswith(_ORIGIN) and path.is_file() and session.note_file(path):
         session.warn(

@@ -20,6 +20,7 @@ from typing import Any
 
 from rose_hpc import failpoints
 from rose_hpc.errors import OwnedError, RunError
+from rose_hpc.refusals import cause_of, named, next_step
 from rose_hpc.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -48,15 +49,14 @@ class Ownership:
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
-        try:
+        with named(RunError, f"cannot own {run.path}"):
             self._file = os.open(run.owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise RunError(f"cannot own {run.path}: {error.strerror}", hint="is it yours to write to?") from error
-        try:
-            self._acquire()
-        except BaseException:
-            os.close(self._file)
-            raise
+            try:
+                self._acquire()
+            except BaseException:
+                with suppress(OSError):
+                    os.close(self._file)
+                raise
 
     def _acquire(self) -> None:
         failpoints.hit("lock-opened")
@@ -95,7 +95,8 @@ class Ownership:
             return False
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                raise RunError(f"cannot lock {self.run.owner}: {error.strerror}") from error
+                what = f"cannot lock {self.run.owner}: {cause_of(error)}"
+                raise RunError(what, hint=next_step(error)) from error
             log.info("%s: there are no locks here; heartbeats decide", self.run.path)
             return False
         return True
@@ -189,7 +190,8 @@ class Ownership:
                     self.beat()
             finally:
                 failpoints.hit("lock-release")
-                os.close(self._file)
+                with suppress(OSError):  # closed it is all the same, and why we leave matters more
+                    os.close(self._file)
                 self._file = -1
 
 

@@ -19,6 +19,7 @@ from rose_hpc.errors import OwnedError, RunError
 from rose_hpc.journal import SYNC_INTERVAL_S, Journal
 from rose_hpc.ownership import HEARTBEAT_S, Ownership
 from rose_hpc.progress import Progress
+from rose_hpc.refusals import named
 from rose_hpc.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -233,10 +234,16 @@ def _digest(path: Path) -> str:
 
 
 def clear_scratch(run: RunDir) -> None:
-    """Remove what earlier drivers left unpublished. Only the owner may."""
-    for folder in (run.scratch, run.logs):
-        folder.mkdir(exist_ok=True)
-    for path in (*run.scratch.iterdir(), *run.path.glob(".*.tmp")):  # the latter of a command that was killed
+    """Remove what earlier drivers left unpublished. Only the owner may.
+
+    Raises:
+        RunError: when the run directory is not to be had; single files that cannot be removed stay.
+    """
+    with named(RunError, f"cannot clear {run.scratch}"):
+        for folder in (run.scratch, run.logs):
+            folder.mkdir(exist_ok=True)
+        left = (*run.scratch.iterdir(), *run.path.glob(".*.tmp"))  # the latter of a command that was killed
+    for path in left:
         with suppress(RunError):  # a rank that outlived its driver may still write there; no name of ours is the same
             publishing.remove(path)
             failpoints.hit("scratch-removed")

@@ -15,6 +15,7 @@ import click
 
 from rose_hpc import __version__
 from rose_hpc.errors import Interrupted, RoseHpcError
+from rose_hpc.refusals import cause_of, next_step
 
 #: command -> what it is for; each is the object ``command`` of the module of that name
 _COMMANDS = {
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 141
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        code = _fail(f"{where}{error.strerror or error}", error, debug, 1)
+        code = _fail(f"{where}{cause_of(error)}; {next_step(error)}", error, debug, 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -59,6 +59,8 @@ def create(path: Path, columns: Mapping[str, Column], rows: int) -> dict[str, Co
         ExperienceError: when it cannot be written.
     """
     with Image() as image:
+        with named(ExperienceError, f"cannot write {path}"):
+            image.allow(rows * sum(column.row_bytes for column in columns.values()))
         with writing(path, image, new=True, room=_room(columns)) as file:
             columns = _create_columns(file.id, columns, rows)
         with named(ExperienceError, f"cannot write {path}"), opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as fd:

@@ -34,6 +34,15 @@ class Image:
         """Bytes, those of the columns included."""
         return os.fstat(self._fd).st_size
 
+    def allow(self, size: int) -> None:
+        """See whether a file may be so large: HDF5 would fail without saying why.
+
+        Raises:
+            OSError: it may not.
+        """
+        os.ftruncate(self._fd, size)
+        os.ftruncate(self._fd, 0)
+
     def load(self, fd: int, extents: Iterable[Extent]) -> None:
         """Take over a file, but for its columns.
 

@@ -65,7 +65,8 @@ def test_no_altered_file_crashes_its_reader_or_opens_another(base: Path) -> None
     counts, strangers = open_hostile.run(base, traced=True)
     assert not strangers
     assert counts["files"] == MUTATIONS
-    assert 0 < counts["merged"] <= counts["opened"] < MUTATIONS // 2
+    assert 0 < counts["opened"] < MUTATIONS // 2
+    assert 0 < counts["merged"] <= counts["opened"] + MUTATIONS // 100  # banks whose list of episodes alone is forged
     assert sum(counts["inspected"].values()) == sum(counts["imported"].values()) == MUTATIONS
     assert counts["inspected"]["fine"] > 0
     assert counts["inspected"]["DamagedError"] > MUTATIONS // 4

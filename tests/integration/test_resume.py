@@ -273,7 +273,7 @@ def test_a_policy_that_somebody_changed_is_found(folder: Path) -> None:
     weights.write_bytes(b"other")
     done = projects.rose_hpc("resume", "r", "--set", "check.threshold=35")
     assert done.returncode == 1
-    assert "iter-0002/policy is not what the update of iteration 2 left" in done.stderr.replace("'", "")
+    assert "iter-0002/policy is not what the update of its iteration left" in done.stderr.replace("'", "")
 
 
 def test_a_changed_configuration_file_is_pointed_out(folder: Path) -> None:

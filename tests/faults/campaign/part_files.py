@@ -25,7 +25,8 @@ def cell(base: Path, seed: int) -> list[str]:
         violations.append(f"not all of them were told of: {counts}")
     if not set(counts["left"]) <= {"bank.h5", "imported.h5"}:
         violations.append(f"left behind: {counts['left']}")
-    if not 0 < counts["merged"] <= counts["opened"] < _FILES // 2:
+    # a bank whose list of episodes is forged is not whole, and its rows may be: a merge finds the episodes itself
+    if not 0 < counts["merged"] <= counts["opened"] + _FILES // 100 < _FILES // 2:
         violations.append(f"too many, or none, are taken for whole: {counts}")
     shutil.rmtree(base)
     return violations
