@@ -196,8 +196,8 @@ def _submit_one(slurm: Slurm, submission: Submission) -> JobRecord:
         if not answer.away and not answer.ok:
             records.forget_submitting(run, record)
             raise SlurmError(f"Slurm refused the job: {answer.words}", hint=_hint(answer))
-        looks_s = _LOOKS_S[:_FEW_LOOKS] if _was_not_sent(answer) else _LOOKS_S
-        log.warning("sbatch: %s; looking for the job for up to %.0f s", answer.words, sum(looks_s))
+        looks_s, level = (_LOOKS_S[:_FEW_LOOKS], logging.INFO) if _was_not_sent(answer) else (_LOOKS_S, logging.WARNING)
+        log.log(level, "sbatch: %s; looking for the job for up to %.0f s", answer.words, sum(looks_s))
         job, sure = _look_for(run, record, looks_s)
         if job:
             return records.note_submitted(run, record, job)
