@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +87,7 @@ async def _commit(tries: Tries, iteration: int, fit: Sequence[Collected]) -> Non
     shards = {c.place.shard: session.run.shard(iteration, c.place.environment) for c in fit if c.outcome.info}
     if shards:
         session.check_owned()
-        await asyncio.to_thread(publishing.publish_all, shards)
+        await tries.quick.run(publishing.publish_all, shards)
         failpoints.hit("shard-published")
     for collected in fit:
         _record(tries, iteration, collected)

@@ -73,8 +73,8 @@ class Place:
         }
 
 
-def collect(place: Place, environment: Environment, cwd: Path, argv: Sequence[str]) -> Attempt:
-    """One environment's attempt at its shard."""
+def collect(place: Place, environment: Environment, cwd: Path, argv: Sequence[str], *, brief: bool = False) -> Attempt:
+    """One environment's attempt at its shard; ``brief``: it is known to take hardly longer than a message."""
     variables = place.variables(environment.work) | {
         "ROSE_HPC_ENVIRONMENT": environment.name,
         "ROSE_HPC_PARAMETERS": json.dumps(dict(environment.parameters)),
@@ -90,7 +90,7 @@ def collect(place: Place, environment: Environment, cwd: Path, argv: Sequence[st
         "parameters": dict(environment.parameters),
     }
     seal = {"required": bool(environment.shard), "attributes": attributes}
-    return _attempt(place, environment.work, cwd, argv, variables, seal)
+    return _attempt(place, environment.work, cwd, argv, variables, seal, brief=brief)
 
 
 def merge(place: Place, workflow: Workflow, shards: Mapping[Path, str], way: Way) -> Attempt:
@@ -154,6 +154,8 @@ def _attempt(
     argv: Sequence[str],
     variables: Mapping[str, str],
     seal: Mapping[str, Any] | None = None,
+    *,
+    brief: bool = False,
 ) -> Attempt:
     return Attempt(
         id=place.id,
@@ -163,6 +165,7 @@ def _attempt(
         env=variables,
         log=str(place.log),
         timeout_s=work.timeout_s,
+        brief=brief,
         max_rss_gb=work.max_rss_gb,
         avoid=place.avoid,
         cores=work.resources.cores,

@@ -16,6 +16,7 @@ from functools import partial
 from rose_hpc import attempts, failpoints
 from rose_hpc.accepting import Collected, accept
 from rose_hpc.errors import EngineError, RoseHpcError, TaskError
+from rose_hpc.execution.attempt import BRIEF_S
 from rose_hpc.tries import Tries
 from rose_hpc.workflow import Environment
 
@@ -132,7 +133,9 @@ class Collect:
             place = self.tries.place(iteration, "collect", name)
             argv, call = await self.tries.prepare(place, work, ())
             failpoints.hit("rank-prepared")
-            attempt = attempts.collect(place, environment, self.workflow.cwd, argv)
+            took_s = self.session.progress.expected_s("collect", name)
+            brief = place.number == 1 and took_s is not None and took_s < BRIEF_S
+            attempt = attempts.collect(place, environment, self.workflow.cwd, argv, brief=brief)
             try:
                 return Collected(place, work, *await self.tries.carry_out(place, work, attempt, call, on_start))
             finally:

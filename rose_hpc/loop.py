@@ -210,17 +210,22 @@ class Loop:
         self.session.record("checkpoint", iteration=iteration)
         failpoints.hit("checkpoint-recorded")
         self.stages.tries.forget(iteration)
-        self.session.journal.sync()
-        failpoints.hit("checkpoint-synced")
         self._retain(iteration)
 
     def _retain(self, iteration: int) -> None:
         """Remove what need not stay after ``iteration``; all iterations are looked at where retention has changed."""
         progress = self.session.progress
-        kept = retention.apply(self.session.run, self.workflow, progress, iteration, sweep=progress.extended)
+        kept = retention.apply(
+            self.session.run, self.workflow, progress, iteration, sweep=progress.extended, before=self._sync
+        )
         progress.extended = False
         for problem in kept:
             self.session.warn(f"{problem}; `{self.session.run.command('gc')}` removes it later")
+
+    def _sync(self) -> None:
+        """Nothing goes before its record is on the disk; where nothing goes, the group commit is early enough."""
+        self.session.journal.sync()
+        failpoints.hit("checkpoint-synced")
 
     async def _end(self, verdict: Verdict) -> None:
         progress = self.session.progress

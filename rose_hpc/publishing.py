@@ -149,7 +149,8 @@ def _tree_facts(folder: Path, seal: bool) -> dict[str, Any]:
     files = size = 0
     if folder.is_symlink() or not folder.is_dir():
         raise RunError(f"{folder} is a folder no more", hint="a task may change what is in it, and must leave it there")
-    for path in sorted(folder.rglob("*")):
+    found = sorted(folder.rglob("*"))
+    for path in found:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise RunError(
                 f"{path} is neither a file nor a folder", hint="keep only plain files in the policy and state"
@@ -170,8 +171,8 @@ def _tree_facts(folder: Path, seal: bool) -> dict[str, Any]:
         total.update(os.fsencode(path.relative_to(folder)) + f"\0{content.hexdigest()}\n".encode())
         files += 1
     if seal:
-        for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-            fsync_path(path)
+        for path in (*(p for p in folder.rglob("*") if p.is_dir()), *([folder] if found else [])):
+            fsync_path(path)  # of an empty one there is nothing but its name, which is its own folder's
     return {"digest": total.hexdigest(), "files": files, "bytes": size}
 
 
@@ -234,11 +235,13 @@ def drop(path: Path, scratch: Path) -> None:
         RunError: when the system refuses.
     """
     with named(RunError, f"cannot remove {path}"):
-        if path.is_dir():
+        try:
+            path.unlink(missing_ok=True)
+        except (IsADirectoryError, PermissionError):
+            if not path.is_dir():
+                raise
             aside = scratch / f"dropped-{path.parent.name}-{path.name}"
             remove(aside)
             path.rename(aside)
             failpoints.hit("folder-renamed-away")
             remove(aside)
-        else:
-            path.unlink(missing_ok=True)

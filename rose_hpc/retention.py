@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,19 +14,31 @@ from rose_hpc.rundir import RunDir
 from rose_hpc.workflow import Workflow
 
 
-def apply(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *, sweep: bool) -> list[str]:
-    """Remove what need not stay once ``iteration`` is closed; its records must be on the disk by then.
+def apply(
+    run: RunDir,
+    workflow: Workflow,
+    progress: Progress,
+    iteration: int,
+    *,
+    sweep: bool,
+    before: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Remove what need not stay once ``iteration`` is closed.
 
     Args:
         run, workflow, progress: the run.
         iteration: the last one that is closed.
         sweep: look at all iterations, not only at the one that has just left.
+        before: called if there is anything to remove; it brings the records of ``iteration`` to the disk.
 
     Returns:
         what could not be removed, and why: a run does not end for that.
     """
+    there = [p for p in expired(run, workflow, progress, iteration, sweep=sweep) if os.path.lexists(p)]
+    if there:
+        before()
     problems = []
-    for path in expired(run, workflow, progress, iteration, sweep=sweep):
+    for path in there:
         try:
             publishing.drop(path, run.scratch)
         except RunError as error:
@@ -43,7 +56,8 @@ def expired(run: RunDir, workflow: Workflow, progress: Progress, iteration: int,
     if not workflow.retention.shards:
         for k in _merged(progress, iteration, sweep=sweep):
             if progress.has_bank(k) and (not sweep or (run.iteration(k) / "shards").is_dir()):
-                yield from (run.shard(k, environment.name) for environment in workflow.environments)
+                folder = run.shard(k, "").parent
+                yield from (folder / f"{environment.name}.h5" for environment in workflow.environments)
     for k in expired_banks(workflow, progress, iteration, sweep=sweep):
         yield run.bank(k)
     for k in expired_policies(workflow, progress, iteration, sweep=sweep):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,14 +123,14 @@ class Stages:
         argv, call = await self.tries.prepare(
             place, work, tuple(self.values.get(e.name) for e in self.workflow.environments)
         )
-        await asyncio.to_thread(self._copy_committed, iteration - 1, place)
+        await self.tries.quick.run(self._copy_committed, iteration - 1, place)
         failpoints.hit("update-prepared")
         attempt = attempts.update(place, self.workflow, self.session.progress, argv)
         outcome, value = await self.tries.carry_out(place, work, attempt, call)
         failpoints.hit("update-answered")
         self.session.check_owned()
         trees = {place.state: run.state(iteration), place.policy: run.policy(iteration)}
-        state, policy = await asyncio.to_thread(publishing.publish_trees, trees)
+        state, policy = await self.tries.quick.run(publishing.publish_trees, trees)
         failpoints.hit("policy-published")
         self.session.record(
             "stage",

@@ -15,6 +15,7 @@ from rose_hpc.errors import RunError, TaskError, TaskTimeoutError
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.engine import Call, Engine
 from rose_hpc.patience import again_s
+from rose_hpc.quick import Quick
 from rose_hpc.results import json_like
 from rose_hpc.session import Session
 from rose_hpc.slurm.allocation import driver_end
@@ -72,6 +73,7 @@ class Tries:
         self.walltime = Walltime(driver_end(engine.deadline, os.environ))
         self.limit = limit or asyncio.Semaphore(workflow.max_concurrent or engine.width or 2**31)
         self._opaque: set[str] = set()  # whose values no record holds, which was told
+        self.quick = Quick()  # for small work with files
         self.values: dict[str, Any] = {}  # this iteration's, by environment or stage
         self._numbers: Counter[tuple[int, str, str]] = Counter()
         self._failures: Counter[tuple[int, str, str]] = Counter()

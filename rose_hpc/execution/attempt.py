@@ -22,6 +22,9 @@ TASK_VARIABLES = tuple(
         *("BANK", "BANKS", "POLICY", "STATE", "DEADLINE"),
     )
 )
+#: attempts that took less than this the last times are brief; see :mod:`rose_hpc.execution.lanes`
+BRIEF_S = 0.02
+
 #: what numerical libraries ask for their number of threads
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -38,11 +41,16 @@ def thread_limits(cores: int) -> dict[str, str]:
     return dict.fromkeys(THREAD_VARIABLES, str(cores))
 
 
+_NONE = object()
+
+
 class _Plain:
     """To and from JSON objects; an unknown key is an error, as a peer of another version would send."""
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))  # as shallow as it may be: nothing changes it, and there are a thousand in a second
+        """What is not as by default, and as shallow as it may be: there are a thousand in a second."""
+        defaults = type(self).__dict__  # where a dataclass has them
+        return {key: value for key, value in vars(self).items() if value != defaults.get(key, _NONE)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -63,6 +71,7 @@ class Attempt(_Plain):
         env: what is set in its environment (``ROSE_HPC_*``, thread limits), over the supervisor's own.
         log: the file that gets its output.
         timeout_s: seconds from the command's start to TERM (KILL follows 3 s later); None: no limit.
+        brief: it took hardly more than a message the last times.
         max_rss_gb: memory above which the process that called a function is replaced; None: no limit.
         cores: how many cores it takes, of all its ranks.
         ranks: processes it is started as; more than one is an MPI program.
@@ -82,6 +91,7 @@ class Attempt(_Plain):
     env: Mapping[str, str] = field(default_factory=dict)
     log: str = ""
     timeout_s: float | None = None
+    brief: bool = False
     max_rss_gb: float | None = None
     cores: int = 1
     ranks: int = 1

@@ -26,11 +26,17 @@ Stream = Literal["stdout", "stderr"]
 
 
 class Log:
-    """Where the output of one attempt goes: a file of bounded size, and the tail that messages need."""
+    """Where the output of one attempt goes: a file of bounded size, and the tail that messages need.
 
-    def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) if path else -1
-        self._room = LOG_BYTES - (os.fstat(self._file).st_size if path else 0)
+    Args:
+        path: of the file; none if empty.
+        lazy: make it only when there is something to say: a thousand functions that say nothing make no files.
+    """
+
+    def __init__(self, path: str, *, lazy: bool = False) -> None:
+        self._path, self._file, self._room = path, -1, 0
+        if path and not lazy:
+            self._open()
         self._stdout = bytearray()
         self._cut = False
         self._tail = bytearray()
@@ -44,23 +50,29 @@ class Log:
             self._stdout += data
             self._cut = self._cut or len(self._stdout) > VALUE_BYTES
             del self._stdout[:-VALUE_BYTES]
-        if self._file < 0 or self._room <= 0:
-            return
-        if len(data) >= self._room:
-            data = data[: self._room] + b"\n[rose-hpc] this log is full; the rest of the output is left out\n"
-        self._room -= len(data)
         try:
+            if self._path and self._file < 0:
+                self._open()
+            if self._room <= 0:
+                return
+            if len(data) >= self._room:
+                data = data[: self._room] + b"\n[rose-hpc] this log is full; the rest of the output is left out\n"
+            self._room -= len(data)
             os.write(self._file, data)
         except OSError as error:  # a full disk must not end the supervisor; the outcome says what is missing
             self.problem = f"its log could not be written: {error.strerror}"
 
     def close(self, note: str = "") -> None:
         """End it, with a last line of ours where there is something to say."""
+        if note:
+            self.write("stderr", f"[rose-hpc] {note}\n".encode())
         if self._file >= 0:
-            if note:
-                self.write("stderr", f"[rose-hpc] {note}\n".encode())
             os.close(self._file)
-            self._file = -1
+        self._path, self._file, self._room = "", -1, 0
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._room = LOG_BYTES - os.fstat(self._file).st_size
 
     @property
     def stdout(self) -> str:

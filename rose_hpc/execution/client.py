@@ -20,6 +20,9 @@ _UNKNOWN = 3
 #: and in so many never will
 _MOST_UNKNOWN = 9
 
+#: the reason of an attempt that was not begun, and is to be ordered again
+SENT_BACK = "sent back"
+
 OnStart = Callable[[], None]
 Answer = tuple[Outcome, bytes]
 
@@ -85,10 +88,20 @@ class Client:
             for identifier, _ in posted:
                 self.lose_one(identifier, "its node could not be reached")
 
-    async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> Answer:
-        """Carry out an attempt; cancelling this ends the attempt first (TERM, and KILL 3 s later)."""
+    async def run(
+        self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None, lane: int = 0
+    ) -> Answer:
+        """Carry out an attempt; cancelling this ends the attempt first (TERM, and KILL 3 s later).
+
+        Args:
+            attempt, payload, on_start: as for :meth:`rose_hpc.execution.backend.AttemptBackend.run`.
+            lane: attempts of the same one follow each other; 0: it begins at once.
+
+        Returns:
+            as there; with the reason SENT_BACK it was not begun, because the one before it in its lane takes long.
+        """
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        order = pack({"op": "run", "attempt": attempt.to_json()}, payload)
+        order = pack({"op": "run", "attempt": attempt.to_json(), "lane": lane}, payload)
         self._post(order, begins=attempt.id)
         self._pending[attempt.id] = _Pending(answer, on_start, order)
         try:
@@ -114,19 +127,23 @@ class Client:
             self.groups[message["id"]] = message["pid"]
             if (entry := self._pending.get(message["id"])) is not None:
                 entry.started()
+        elif message["op"] == "sent-back":
+            if (entry := self._pending.pop(message["id"], None)) is not None and not entry.answer.done():
+                entry.answer.set_result((Outcome(message["id"], ok=False, reason=SENT_BACK), b""))
         elif message["op"] == "done":
             outcome = Outcome.from_json(message["outcome"])
             self.groups.pop(outcome.id, None)
             entry = self._pending.pop(outcome.id, None)
             if entry is not None and not entry.answer.done():
+                entry.started()  # what begins and ends in one moment is told of once
                 entry.answer.set_result((outcome, payload))
 
-    def compare(self, running: Collection[str], ended: Collection[str]) -> None:
+    def compare(self, running: Collection[str], known: Collection[str]) -> None:
         """Hold what we wait for against what the supervisor says it has, and send again what was lost on the way.
 
         Args:
             running: attempts it carries out, though it may be known by now that they have ended.
-            ended: those whose outcomes it is not sure that we have heard.
+            known: those that stand behind others, and those whose outcomes it is not sure that we have heard.
         """
         for identifier in running:
             entry = self._pending.get(identifier)
@@ -134,7 +151,7 @@ class Client:
                 entry.started()
             else:  # a cancel that it has had does no harm
                 self.post({"op": "cancel", "id": identifier})
-        known = {*running, *ended}
+        known = {*running, *known}
         for identifier, entry in list(self._pending.items()):
             entry.unknown = 0 if identifier in known else entry.unknown + 1
             if entry.unknown < _UNKNOWN:  # its order may be on its way

@@ -39,9 +39,7 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     for entry in message["path"]:
         if entry not in sys.path:
             sys.path.append(entry)
-    for name in TASK_VARIABLES:
-        os.environ.pop(name, None)
-    os.environ.update(message["env"])
+    _set_variables(message["env"])
     os.chdir(message["cwd"])
     failpoints.hit("function-received")
     try:
@@ -58,6 +56,17 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     if len(pickled) >= MOST_BYTES:
         raise CallError(f"returned {len(pickled):,} bytes, which is too large to send back: leave it in a file")
     return {"ok": True}, pickled
+
+
+def _set_variables(variables: Mapping[str, str]) -> None:
+    """A task's variables, and none of another's; those that are the same already are left alone."""
+    environ = os.environ
+    for name in TASK_VARIABLES:
+        if name not in variables and name in environ:
+            del environ[name]
+    for name, value in variables.items():
+        if environ.get(name) != value:
+            environ[name] = value
 
 
 @cache

@@ -60,7 +60,7 @@ class RemoteClient(Client):
     def handle(self, message: Mapping[str, Any], payload: bytes) -> None:
         """One message of the supervisor; of an outcome it is told that it was heard."""
         if message["op"] == "beat":
-            self.compare(message["running"], message["ended"])
+            self.compare(message["running"], message["known"])
             return
         super().handle(message, payload)
         if message["op"] == "done":

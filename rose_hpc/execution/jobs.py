@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from rose_hpc.execution.attempt import TASK_VARIABLES, Attempt, Outcome
+from rose_hpc.execution.attempt import TASK_VARIABLES, Attempt
 from rose_hpc.execution.child import Child, Log, python_argv
 from rose_hpc.execution.frames import pack
 
@@ -22,13 +22,14 @@ STOPPED_LOOKS = 4
 class Job:
     """An attempt under way, and the process that works on it now."""
 
-    def __init__(self, attempt: Attempt, payload: bytes) -> None:
+    def __init__(self, attempt: Attempt, payload: bytes, lane: int = 0) -> None:
         self.attempt = attempt
         self.payload = payload
-        self.log = Log(attempt.log)
+        self.lane = lane
+        self.log = Log(attempt.log, lazy=attempt.kind == "function")
         self.started = time.monotonic()
         self.child: Child | None = None
-        self.outcome = Outcome(attempt.id, ok=False)
+        self.facts: dict[str, Any] = {}  # of its outcome
         self.value = b""
 
 

@@ -73,7 +73,9 @@ class LocalSupervisor(Client, asyncio.Protocol):
                     process.kill()
                 return
 
-    async def run(self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None) -> Answer:
+    async def run(
+        self, attempt: Attempt, payload: bytes = b"", on_start: OnStart | None = None, lane: int = 0
+    ) -> Answer:
         """As :meth:`Client.run`.
 
         Raises:
@@ -83,7 +85,7 @@ class LocalSupervisor(Client, asyncio.Protocol):
             raise EngineError(
                 "the supervisor of this engine is not running", hint="start a new engine, and resume the run"
             )
-        return await super().run(attempt, payload, on_start)
+        return await super().run(attempt, payload, on_start, lane)
 
     def _write(self, data: bytes) -> bool:
         if self._transport is None or self._transport.is_closing():

@@ -14,7 +14,8 @@ from typing import Any
 
 from rose_hpc.errors import EngineError
 from rose_hpc.execution.attempt import Attempt, Outcome
-from rose_hpc.execution.client import Answer, Client, OnStart
+from rose_hpc.execution.client import SENT_BACK, Answer, Client, OnStart
+from rose_hpc.execution.lanes import Lanes
 from rose_hpc.execution.slots import Grant, Request, Slots
 
 
@@ -29,6 +30,7 @@ class Pool:
         self.max_concurrent = max_concurrent
         self.slots = Slots()
         self.failure: EngineError | None = None
+        self._lanes: dict[int, Lanes] = {}  # by the cores of each
 
     @property
     def cores(self) -> int:
@@ -58,6 +60,10 @@ class Pool:
         if self.failure is not None:
             raise self.failure
         request = Request(1) if self.max_concurrent else plan_request(attempt, self.slots.total.values())
+        if attempt.brief and request.nodes == 1 and not request.gpus and not request.avoid:
+            answer = await self._in_lane(request, attempt, payload, on_start)
+            if answer[0].reason != SENT_BACK:
+                return answer
         grant = await self.slots.take(request)
         lead, *others = (node for node in grant.nodes if isinstance(node, Client))
         try:
@@ -66,6 +72,15 @@ class Pool:
             return await (running if not others else _on_all(placed, running, others))
         finally:
             self.slots.give(grant)
+
+    async def _in_lane(self, request: Request, attempt: Attempt, payload: bytes, on_start: OnStart | None) -> Answer:
+        if (lanes := self._lanes.get(request.cores)) is None:
+            lanes = self._lanes[request.cores] = Lanes(self.slots, request)
+        lane = await lanes.enter()
+        try:
+            return await lane.client.run(attempt, payload, on_start, lane.number)
+        finally:
+            lanes.leave(lane)
 
 
 def plan_request(attempt: Attempt, nodes: Collection[int]) -> Request:

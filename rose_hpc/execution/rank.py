@@ -37,7 +37,8 @@ SILENCE_S = 25.0
 
 def serve(control: socket.socket) -> None:
     """Serve the driver at the other end of ``control`` until it is gone."""
-    supervisor = Supervisor(lambda message, payload: _send(control, message, payload))
+    said: list[bytes] = []
+    supervisor = Supervisor(lambda message, payload: said.append(pack(message, payload)))
     supervisor.adopt()
     unpacker = Unpacker()
 
@@ -52,16 +53,19 @@ def serve(control: socket.socket) -> None:
         for message, payload in unpacker.feed(data):
             supervisor.handle(message, payload)
 
+    def tell() -> None:
+        try:
+            while said:
+                control.sendall(b"".join(said))
+                said.clear()
+        except ConnectionError:
+            log.warning("the driver is gone")  # the read side sees it too, and ends us
+            said.clear()
+
     supervisor.selector.register(control, selectors.EVENT_READ, on_control)
+    supervisor.after_round = tell
     _on_sigterm(supervisor)
     supervisor.run()
-
-
-def _send(control: socket.socket, message: Mapping[str, Any], payload: bytes) -> None:
-    try:
-        control.sendall(pack(message, payload))
-    except ConnectionError:
-        log.warning("the driver is gone")  # the read side sees it too, and ends us
 
 
 def once(spec_path: Path) -> int:

@@ -166,7 +166,7 @@ def serve(keys: Path) -> list[str]:
             supervisor.kill_everything()
         elif time.monotonic() - last_beat > BEAT_S:
             last_beat = time.monotonic()
-            link.send(telling.beat(supervisor.jobs))
+            link.send(telling.beat(supervisor.jobs, supervisor.behind))
 
     supervisor.selector.register(link.fd, selectors.EVENT_READ, drain)
     supervisor.after_round = drain

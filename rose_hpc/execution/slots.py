@@ -119,6 +119,18 @@ class Slots:
                 turn.set_exception(error)
         self._waiting.clear()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def take_now(self, request: Request) -> Grant | None:
+        """Take what is asked for, if it is free and nobody waits."""
+        if self._waiting or (grant := self._grant(request)) is None:
+            return None
+        self._hold(grant)
+        return grant
+
     async def take(self, request: Request) -> Grant:
         """Wait until what is asked for is free, and take it.
 
@@ -127,8 +139,7 @@ class Slots:
         """
         if self.total and not self._possible(request):
             raise self._never(request)
-        if not self._waiting and (grant := self._grant(request)) is not None:
-            self._hold(grant)
+        if (grant := self.take_now(request)) is not None:
             return grant
         turn: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, turn))

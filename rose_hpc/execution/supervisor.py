@@ -14,12 +14,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints
 from rose_hpc.execution.attempt import TASK_VARIABLES, THREAD_VARIABLES, Attempt, Outcome
+from rose_hpc.execution.behind import Behind
 from rose_hpc.execution.child import Child
 from rose_hpc.execution.frames import receive
 from rose_hpc.execution.jobs import (
@@ -36,6 +35,10 @@ from rose_hpc.execution.stopped import is_stopped
 
 #: a merge or seal that takes longer is stuck; its process is replaced
 SERVICE_TIMEOUT_S = 3600.0
+#: that an attempt has begun may be told so much later: with how it ended, if that is soon
+_STARTED_S = 0.02
+#: and that it has ended, while others stand behind one another: with how those ended
+_MORE_S = 0.002
 Report = Callable[[Mapping[str, Any], bytes], None]
 
 
@@ -52,6 +55,9 @@ class Supervisor:
         self.service: Host | None = None  # a host no user's function runs in: it seals and merges
         self.waiting: deque[Job] = deque()  # for the service
         self.path: list[str] = []
+        self.behind = Behind()
+        self._said: list[tuple[Mapping[str, Any], bytes]] = []
+        self._tell_at = float("inf")  # monotonic
         self.done = False
         self._adopts = False
         self.after_round: Callable[[], None] = lambda: None
@@ -72,23 +78,25 @@ class Supervisor:
                     self.service = self.service or self._new_host(service=True)
             case "run":
                 failpoints.hit("attempt-received")
-                self.start(Attempt.from_json(message["attempt"]), payload)
+                attempt, lane = Attempt.from_json(message["attempt"]), message.get("lane", 0)
+                if not self.behind.stands(lane, attempt, payload):
+                    self.start(attempt, payload, lane)
             case "ping":
-                self.report({"op": "beat"}, b"")
+                self._say({"op": "beat"})
             case "cancel":
-                if (job := self.jobs.get(message["id"])) is not None:
-                    self._cancel(job)
+                self._cancel(message["id"])
             case other:
                 raise ValueError(f"unknown message {other!r}")
 
-    def start(self, attempt: Attempt, payload: bytes) -> None:
+    def start(self, attempt: Attempt, payload: bytes, lane: int = 0) -> None:
         """Begin an attempt."""
         try:
-            job = Job(attempt, payload)
+            job = Job(attempt, payload, lane)
         except OSError as error:
             self._say_done(
                 Outcome(attempt.id, ok=False, reason="spawn", node=self.node, message=f"its log: {error}"), b""
             )
+            self._next_of(lane)
             return
         self.jobs[attempt.id] = job
         if attempt.kind == "command":
@@ -101,7 +109,7 @@ class Supervisor:
                 return
             message = {"env": with_deadline(attempt), "cwd": attempt.cwd, "path": self.path}
             host.ask(job, "function", message, payload, attempt.timeout_s)
-            self.report({"op": "started", "id": attempt.id, "pid": host.child.pid}, b"")
+            self._say({"op": "started", "id": attempt.id, "pid": host.child.pid})
         else:
             self._serve(job)
 
@@ -132,10 +140,15 @@ class Supervisor:
         if attempt.timeout_s is not None:
             job.child.end_at = job.child.started + attempt.timeout_s
         self._watch(job.child, lambda: self._command_ended(job))
-        self.report({"op": "started", "id": attempt.id, "pid": job.child.pid}, b"")
+        self._say({"op": "started", "id": attempt.id, "pid": job.child.pid})
 
-    def _cancel(self, job: Job) -> None:
-        if job in self.waiting:
+    def _cancel(self, identifier: str) -> None:
+        job = self.jobs.get(identifier)
+        if job is None:
+            if self.behind.remove(identifier):
+                why = "cancelled"
+                self._say_done(Outcome(identifier, ok=False, reason=why, message=why, node=self.node), b"")
+        elif job in self.waiting:
             self.waiting.remove(job)
             self._finish(job, "cancelled", "cancelled")
         elif job.child is not None:
@@ -169,7 +182,7 @@ class Supervisor:
         failpoints.hit("command-reaped")
         if self._adopts:
             end_orphans({child.pid for child in self.children}, job.attempt.id)
-        job.outcome = replace(job.outcome, exit_code=code, max_rss_mb=job.child.max_rss_mb)
+        job.facts.update(exit_code=code, max_rss_mb=job.child.max_rss_mb)
         if job.child.end_why or code != 0:
             self._finish(job, *why_it_ended(job.child, code, job.attempt.timeout_s))
         else:
@@ -180,7 +193,7 @@ class Supervisor:
         seal = job.attempt.seal
         if seal is None:
             self._finish(job)
-        elif Path(job.attempt.env["ROSE_HPC_SHARD"]).exists():
+        elif os.path.exists(job.attempt.env["ROSE_HPC_SHARD"]):  # noqa: PTH110 - a Path costs more than the answer
             self._serve(job)
         elif seal["required"]:
             self._finish(job, "shard", "wrote no shard to $ROSE_HPC_SHARD")
@@ -204,7 +217,7 @@ class Supervisor:
         if job.attempt.kind == "merge":
             timeout_s = job.attempt.timeout_s or SERVICE_TIMEOUT_S
             self.service.ask(job, "merge", dict(job.attempt.merge or {}), b"", timeout_s)
-            self.report({"op": "started", "id": job.attempt.id, "pid": self.service.child.pid}, b"")
+            self._say({"op": "started", "id": job.attempt.id, "pid": self.service.child.pid})
         else:
             seal = job.attempt.seal or {}
             message = {"shard": job.attempt.env["ROSE_HPC_SHARD"], "attributes": seal.get("attributes", {})}
@@ -232,13 +245,13 @@ class Supervisor:
         self._limit_memory(host, job, answer.get("rss_mb"))
         host.release()
         if not answer["ok"]:
-            job.outcome = replace(job.outcome, paths=tuple(answer.get("paths", ())))
+            job.facts["paths"] = answer.get("paths", ())
             self._finish(job, answer["reason"], answer["message"])
         elif host.operation == "function":
-            job.outcome = replace(job.outcome, max_rss_mb=answer.get("max_rss_mb"))
+            job.facts["max_rss_mb"] = answer.get("max_rss_mb")
             self._after_work(job)
         else:
-            job.outcome = replace(job.outcome, info=answer["info"])
+            job.facts["info"] = answer["info"]
             self._finish(job)
         self._next_service()
 
@@ -272,8 +285,8 @@ class Supervisor:
         tail = job.log.tail
         job.log.close(note)
         message = "; ".join(part for part in (message, job.log.problem) if part)
-        outcome = replace(
-            job.outcome,
+        outcome = Outcome(
+            job.attempt.id,
             ok=not reason,
             reason=reason,
             message=message,
@@ -281,14 +294,33 @@ class Supervisor:
             node=self.node,
             stdout=job.log.stdout if job.attempt.kind == "command" else "",
             tail=tail,
+            **job.facts,
         )
         del self.jobs[job.attempt.id]
         failpoints.hit("attempt-done")
         self._say_done(outcome, job.value if outcome.ok else b"")
+        self._next_of(job.lane)
+
+    def _next_of(self, lane: int) -> None:
+        if lane and (order := self.behind.next(lane)) is not None:
+            self.start(*order, lane)
 
     def _say_done(self, outcome: Outcome, value: bytes) -> None:
-        self.report({"op": "done", "outcome": outcome.to_json()}, value)
+        self._say({"op": "done", "outcome": outcome.to_json()}, value)
         failpoints.hit("attempt-reported")
+
+    def _say(self, message: Mapping[str, Any], value: bytes = b"") -> None:
+        """Tell the driver, soon; and sooner than what has already been said, if that can wait for longer."""
+        wait_s = _STARTED_S if message["op"] == "started" else _MORE_S if self.behind.count else 0.0
+        self._said.append((message, value))
+        self._tell_at = min(self._tell_at, time.monotonic() + wait_s)
+
+    def _tell(self) -> None:
+        said, self._said, self._tell_at = self._said, [], float("inf")
+        ended = {message["outcome"]["id"] for message, _ in said if message["op"] == "done"}
+        for message, value in said:
+            if message["op"] != "started" or message["id"] not in ended:
+                self.report(message, value)
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -298,10 +330,15 @@ class Supervisor:
         while not self.done:
             now = time.monotonic()
             due = min([child.timers(now) for child in self.children], default=float("inf"))
-            wait = min(due, next_call, next_look if self.jobs else float("inf")) - now
+            due = min(due, self._tell_at, self.behind.due(), next_call, next_look if self.jobs else float("inf"))
+            wait = due - now
             for key, _ in self.selector.select(None if wait == float("inf") else max(0.0, wait)):
                 if self.selector.get_map().get(key.fd) is key:  # an earlier event of this round may have ended it
                     key.data()
+            for identifier in self.behind.send_back() if self.behind.count else ():
+                self._say({"op": "sent-back", "id": identifier})
+            if self._said and time.monotonic() >= self._tell_at:
+                self._tell()
             self.after_round()
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + STOPPED_LOOK_S

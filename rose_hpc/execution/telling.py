@@ -31,6 +31,8 @@ class Telling:
 
     def add(self, message: Mapping[str, Any], payload: bytes) -> None:
         """A report of the supervisor's."""
+        if message["op"] == "sent-back":
+            self._begun.pop(message["id"], None)
         self._news.append((time.monotonic(), message, payload))
 
     def is_new(self, identifier: str) -> bool:
@@ -60,11 +62,16 @@ class Telling:
         for identifier in identifiers:
             self._unheard.pop(identifier, None)
 
-    def beat(self, running: Iterable[str]) -> bytes:
-        """That we live and what we have, and once more what the driver should have heard long ago."""
+    def beat(self, running: Iterable[str], behind: Iterable[str] = ()) -> bytes:
+        """That we live and what we have, and once more what the driver should have heard long ago.
+
+        Args:
+            running: attempts under way.
+            behind: those that stand behind these.
+        """
         now = time.monotonic()
         waiting = (report["outcome"]["id"] for _, report, _ in self._news if report["op"] == "done")
-        facts = {"running": [*running, *waiting], "ended": list(self._unheard)}
+        facts = {"running": [*running, *waiting], "known": [*self._unheard, *behind]}
         parts = [pack({"op": "beat", **facts})]
         for identifier, (since, data) in self._unheard.items():
             if now - since > UNHEARD_S:

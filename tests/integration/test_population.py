@@ -422,7 +422,7 @@ def test_a_killed_or_interrupted_sweep_ends_as_an_undisturbed_one(tmp_path: Path
     """SIGKILL, then SIGTERM (exit 130, everything stopped in order), then to the end: equal, learner by learner."""
     projects.write_project(tmp_path, **SWEEP)
     killed = projects.rose_hpc(
-        "run", "config.toml", "--run-dir", "r", cwd=tmp_path, ROSE_HPC_FAILPOINT="checkpoint-synced:2"
+        "run", "config.toml", "--run-dir", "r", cwd=tmp_path, ROSE_HPC_FAILPOINT="checkpoint-recorded:2"
     )
     assert killed.returncode == -signal.SIGKILL
     projects.wait_for(lambda: not projects.processes_of(tmp_path), 15)

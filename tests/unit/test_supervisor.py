@@ -25,6 +25,8 @@ from rose_hpc.experience.shard import ShardWriter
 
 PATIENCE_S = 60.0  # for conditions on a busy machine; never waited for when all is well
 
+UNTIL_GO = "until test -e go; do sleep 0.02; done"
+
 
 class Bench:
     """A supervisor in this process, and what it reported."""
@@ -41,7 +43,7 @@ class Bench:
         self.reports.append(message)
         if message["op"] == "started":
             self.on_started(message)
-        else:
+        elif message["op"] == "done":
             outcome = Outcome.from_json(message["outcome"])
             assert outcome.id not in self.outcomes, "an attempt ends once"
             self.outcomes[outcome.id], self.values[outcome.id] = outcome, payload
@@ -55,8 +57,8 @@ class Bench:
         }
         return Attempt(id=identifier, **{**defaults, **options})
 
-    def start(self, attempt: Attempt, payload: bytes = b"") -> None:
-        self.supervisor.handle({"op": "run", "attempt": attempt.to_json()}, payload)
+    def start(self, attempt: Attempt, payload: bytes = b"", lane: int = 0) -> None:
+        self.supervisor.handle({"op": "run", "attempt": attempt.to_json(), "lane": lane}, payload)
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Let it work until ``condition`` holds."""
@@ -92,11 +94,62 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def test_a_command_that_ends_well(bench):
     """Its output is its value and in its log; where and how long it ran is known; it was reported to start."""
-    outcome = bench.end_of(bench.attempt("a", 'echo "in $PWD"; echo 3.5'))
+    bench.on_started = lambda message: (bench.folder / "go").touch()
+    outcome = bench.end_of(bench.attempt("a", f'echo "in $PWD"; {UNTIL_GO}; echo 3.5'))
     assert (outcome.ok, outcome.reason, outcome.exit_code) == (True, "", 0)
     assert outcome.stdout == f"in {bench.folder}\n3.5\n" == bench.log("a")
     assert (outcome.node, outcome.seconds >= 0) == (bench.supervisor.node, True)
     assert [message["op"] for message in bench.reports] == ["started", "done"]
+
+
+def test_attempts_of_a_lane_follow_each_other(bench):
+    """The second begins when the first has ended, and of several that end at once is told at once."""
+    bench.start(bench.attempt("a", f"echo a >> order; {UNTIL_GO}"), lane=1)
+    bench.start(bench.attempt("b", "echo b >> order"), lane=1)
+    bench.start(bench.attempt("c", "echo c >> order"), lane=1)
+    bench.end_of(bench.attempt("other", "true"))
+    bench.until((bench.folder / "order").exists)
+    assert (bench.folder / "order").read_text() == "a\n"
+    assert list(bench.supervisor.behind) == ["b", "c"]
+    (bench.folder / "go").touch()
+    bench.until(lambda: "c" in bench.outcomes)
+    assert (bench.folder / "order").read_text() == "a\nb\nc\n"
+    assert all(outcome.ok for outcome in bench.outcomes.values())
+
+
+def test_whatever_becomes_of_the_first_the_next_begins(bench):
+    """A lane goes on after what fails, what cannot be started, and what is cancelled while it stands or runs."""
+    bench.start(bench.attempt("runs", "exec sleep 999"), lane=1)
+    for name, script in (("stands", "true"), ("fails", "exit 3"), ("last", "echo last")):
+        bench.start(bench.attempt(name, script), lane=1)
+    bench.start(bench.attempt("no program", argv=("/no/such/program",)), lane=1)
+    bench.start(bench.attempt("no log", "true", log="/no/such/folder/log"), lane=1)
+    bench.start(bench.attempt("after all", "echo 1"), lane=1)
+    bench.supervisor.handle({"op": "cancel", "id": "stands"}, b"")
+    bench.supervisor.handle({"op": "cancel", "id": "runs"}, b"")
+    bench.until(lambda: "after all" in bench.outcomes)
+    reasons = {name: outcome.reason for name, outcome in bench.outcomes.items()}
+    assert reasons == {
+        "stands": "cancelled",
+        "runs": "cancelled",
+        "fails": "exit",
+        "last": "",
+        "no program": "spawn",
+        "no log": "spawn",
+        "after all": "",
+    }
+    assert bench.supervisor.behind.count == 0
+
+
+def test_who_stands_for_long_is_sent_back(bench):
+    """An attempt behind one that takes long is sent back, and can be ordered again."""
+    bench.start(bench.attempt("long", UNTIL_GO), lane=1)
+    bench.start(bench.attempt("behind", "echo 1"), lane=1)
+    bench.until(lambda: any(message["op"] == "sent-back" for message in bench.reports))
+    assert not {"long", "behind"} & bench.outcomes.keys()
+    assert bench.end_of(bench.attempt("behind", "echo 1")).ok
+    (bench.folder / "go").touch()
+    bench.until(lambda: "long" in bench.outcomes)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +381,7 @@ def test_memory_is_measured_by_call_and_limited(bench):
     assert first == second == third != fourth
     assert after < 150
     assert "more than max_rss_gb = 0.15: the next call begins in a fresh one" in bench.log("leak")
-    assert "max_rss_gb" not in bench.log("large")
+    assert not (bench.folder / "large.log").exists(), "a function that says nothing leaves no log"
 
 
 # -- shards and banks --------------------------------------------------------------------------------------------------
