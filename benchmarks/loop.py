@@ -1,6 +1,9 @@
-"""What the loop costs: start to the first environment step, and an iteration of trivial commands.
+"""What the loop costs: start to the first environment step, iterations of trivial commands and functions, and rivals.
 
-    python benchmarks/loop.py [--iterations N] [--environments N]
+    python benchmarks/loop.py [--quick] [--iterations N] [--environments N] [--no-rivals]
+
+Parsl, Ray and Dask are installed into a virtual environment of their own (~/.cache/rose-hpc/rivals-3.x), the first
+time; the same trivial rounds run on each and on the embedded engine in turn, ours with the journal on: see looping/.
 
 The commands copy a ready shard, read the bank and print a number, so that nearly all of an iteration is ours. Beside
 it, in the same run: the same commands started directly, and through asyncflow's own LocalExecutionBackend (no shards
@@ -24,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from looping import compare
 
 from rose_hpc import ShardWriter
 
@@ -112,6 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--environments", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, under a minute")
+    parser.add_argument("--no-rivals", action="store_true", help="only what is ours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -141,6 +147,9 @@ def main() -> None:
         for what, seconds, goal in rows:
             verdict = "ok" if seconds <= GOALS[goal] else "MISSED"
             print(f"{what:<46}{seconds:6.3f} s   goal {GOALS[goal]} s   {verdict}")
+    if not options.no_rivals:
+        print()
+        compare.main(quick=options.quick)
 
 
 if __name__ == "__main__":
