@@ -73,7 +73,9 @@ def run(python: Path, script: str, *arguments: object) -> dict[str, Any] | None:
     env = {**os.environ, "BENCHMARK_BEGAN": f"{time.time():.3f}", "PATH": path, "PYTHONWARNINGS": "ignore"}
     command = [str(python), str(HERE / script), *map(str, arguments)]
     try:
-        done = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        done = subprocess.run(
+            command, cwd=HERE, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        )
     except subprocess.TimeoutExpired:
         print(f"{script} {' '.join(map(str, arguments))} did not end in {PATIENCE_S} s")
         return None
