@@ -113,7 +113,13 @@ def script(text: str, folder: Path, *arguments: str, python: str = sys.executabl
     program.write_text(textwrap.dedent(text))
     # radical.pilot finds its parts by PATH, and writes where it stands
     path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {"PATH": path, "VIRTUAL_ENV": str(Path(python).parents[1]), "RADICAL_BASE": str(folder), **env}
+    variables = {
+        "PATH": path,
+        "PWD": str(folder),
+        "VIRTUAL_ENV": str(Path(python).parents[1]),
+        "RADICAL_BASE": str(folder),
+        **env,
+    }
     argv, said = [python, str(program), *arguments], folder / "said"
     with said.open("w") as output:
         done = subprocess.Popen(argv, cwd=folder, env={**os.environ, **variables}, stdout=output, stderr=output)

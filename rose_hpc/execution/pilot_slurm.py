@@ -58,11 +58,23 @@ def slurm_resources(asked: Mapping[str, Any], environ: Mapping[str, str]) -> dic
     """
     rest = {key: value for key, value in asked.items() if value is not None and key not in ("slurm", "resource_config")}
     known = inside(environ) if environ.get("SLURM_JOB_ID") else attached(asked, _slurm(asked))
-    # radical.pilot's agent starts in a login shell, whose PATH need not lead to this srun
-    path = f"export PATH={shlex.quote(environ.get('PATH', os.defpath))}"
-    launchers = {"order": ["SRUN"], "SRUN": {"pre_exec_cached": [path]}}
-    config = {"launch_methods": launchers, **known.pop("resource_config"), **(asked.get("resource_config") or {})}
+    ours = in_login_shell(environ.get("PATH", os.defpath))
+    config = {**ours, **known.pop("resource_config"), **(asked.get("resource_config") or {})}
     return {**known, **rest, "resource": LABEL, "resource_config": config}
+
+
+def in_login_shell(path: str) -> dict[str, Any]:
+    """What radical.pilot's agent must be told, since it starts in a login shell.
+
+    Its PATH need not lead to the srun of ``path``; and Slurm writes the names of the job's nodes out, because
+    radical.utils makes ``n09`` of the ninth in ``n[1-32]``. Without scontrol it reads Slurm's own short form.
+    """
+    names = f'PATH={shlex.quote(path)}:"$PATH" scontrol show hostnames | paste -sd, -'
+    srun = {"pre_exec_cached": [f"export PATH={shlex.quote(path)}"]}
+    return {
+        "launch_methods": {"order": ["SRUN"], "SRUN": srun},
+        "pre_bootstrap_0": [shlex.quote(f"export SLURM_NODELIST=$({names})")],  # it is an argument in a shell's line
+    }
 
 
 def inside(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from typing import Any
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
 START_S = 60.0
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+#: the first node is n8: a job's nodes are `n[8-10]`, whose names have no zeros in front
+FIRST = 8
 #: a node's `RealMemory` in MB; jobs that ask for none share it
 MEMORY_MB = 4000
 
@@ -63,9 +65,9 @@ MinJobAge=300
 SlurmdTimeout=60
 MaxNodeCount=1100
 {extra}
-NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} RealMemory={memory}
+NodeName={names} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} RealMemory={memory}
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP
-PartitionName=short Nodes=n1 MaxTime=2 State=UP
+PartitionName=short Nodes={first_node} MaxTime=2 State=UP
 PartitionName=closed Nodes=ALL State=DOWN
 PartitionName=paid Nodes=ALL AllowAccounts=physics State=UP
 """
@@ -121,7 +123,8 @@ class SlurmCluster:
                 port=first,
                 first=first + 1,
                 last=first + self.nodes,
-                nodes=self.nodes,
+                names=f"n[{FIRST}-{FIRST + self.nodes - 1}]",
+                first_node=f"n{FIRST}",
                 cpus=self.cpus,
                 memory=self.memory,
                 extra=self.extra,
@@ -130,7 +133,7 @@ class SlurmCluster:
         try:
             self.start_munged()
             self.start_controller()
-            for number in range(1, self.nodes + 1):
+            for number in range(FIRST, FIRST + self.nodes):
                 self.start_node(f"n{number}")
             self.wait_for(lambda: self.node_states().count("idle") == self.nodes, "all nodes idle")
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -228,6 +229,19 @@ def test_steps_survive_a_lost_node_and_stand_others_beside_them():
     pre = plan_task(task, pilot=plan, environ={}, folder=Path("/x")).pre_launch
     assert pre[-1] == "export SLURM_NO_KILL=set SLURM_OVERLAP=1"
     assert plan_task(task, pilot=PilotPlan("local.localhost", 5), environ={}, folder=Path("/x")).pre_launch == ()
+
+
+def test_the_jobs_nodes_are_named_by_slurm(tmp_path):
+    """The agent reads names that Slurm's own scontrol of the job's PATH wrote out; its own PATH stays."""
+    odd = tmp_path / "it's a $HOME"
+    odd.mkdir()
+    (odd / "scontrol").write_text("#!/bin/sh\nprintf 'n8\\nn9\\nn10\\n'\n")
+    (odd / "scontrol").chmod(0o755)
+    (line,) = pilot_slurm.in_login_shell(f"{odd}:/nowhere")["pre_bootstrap_0"]
+    (script,) = shlex.split(line)
+    told = f'{script}; echo "$SLURM_NODELIST"; echo "$PATH"'
+    out = subprocess.run(["bash", "-c", told], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert out == ["n8,n9,n10", os.environ["PATH"]]
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
