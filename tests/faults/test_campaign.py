@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,3 +43,25 @@ def test_nothing_is_lost(halves, part: str, least: int):
     ours = [outcome for outcome in outcomes if outcome["part"] == part]
     assert [outcome for outcome in ours if outcome["violations"]] == []
     assert len(ours) >= least
+
+
+def test_a_part_of_nothing_is_an_error(tmp_path: Path) -> None:
+    """Tests that the campaign names are there: a file that was renamed does not drop out of it unseen."""
+    text = """
+import parts, part_suites
+from pathlib import Path
+def told(files):
+    try:
+        return part_suites.collected(files)
+    except RuntimeError as error:
+        return str(error)
+assert told(("tests/nowhere.py",)) == "there is no tests/nowhere.py"
+assert told(("tests/support/small.py",)).startswith("no tests are found in tests/support/small.py")
+assert len(told(("tests/unit/test_seeds.py",))) > 2
+print(*{file for part in part_suites.PARTS for file in part_suites.FILES[part.name]})
+"""
+    support = CAMPAIGN.parents[1] / "support"
+    env = {**os.environ, "PYTHONPATH": f"{CAMPAIGN}:{support}"}
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    assert [file for file in done.stdout.split() if not (CAMPAIGN.parents[2] / file).is_file()] == []

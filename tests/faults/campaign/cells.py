@@ -65,17 +65,24 @@ def read_results(path: Path) -> list[Outcome]:
 
 
 def run_part(part: Part, folder: Path, results: Path, *, long: bool, again: bool = False) -> Iterator[Outcome]:
-    """Run what of a part has no outcome yet (``again``: or one with violations), each written once it is known."""
+    """Run what of a part has no outcome yet (``again``: or one with violations), each written once it is known.
+
+    Raises:
+        RuntimeError: the long form of the part is of no cells.
+    """
     done = {o.cell for o in read_results(results) if o.part == part.name and not (again and o.violations)}
-    commit = head()
+    commit, count = head(), 0
     with part.cells(folder, long) as cells, open(results, "a") as file:
         for cell in cells:
+            count += 1
             if cell[0] in done:
                 continue
             outcome = run_cell(part.name, cell, commit)
             file.write(json.dumps(asdict(outcome)) + "\n")
             file.flush()
             yield outcome
+    if long and not count:
+        raise RuntimeError(f"part {part.name} is empty")
 
 
 def head() -> str:

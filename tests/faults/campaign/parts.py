@@ -7,6 +7,7 @@ import part_disk
 import part_drivers
 import part_failpoints
 import part_files
+import part_journal
 import part_kills
 import part_submit
 import part_suites
@@ -20,6 +21,7 @@ PARTS = {
         part_drivers.PART,
         part_clock.PART,
         part_submit.PART,
+        part_journal.PART,
         *part_suites.PARTS,
         part_syscalls.PART,
         part_disk.PART,
