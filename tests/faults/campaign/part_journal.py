@@ -18,11 +18,13 @@ from rose_hpc.errors import JournalError
 from rose_hpc.journal import Journal, read_journal
 from rose_hpc.rundir import RunDir
 
+#: trainings whose window keeps all banks: records that were synced come back only while what they made is there
 TRAININGS = {
     "a configuration": Tiny("config", iterations=2, window=2),
-    "shards kept": Tiny("config", iterations=2, shards=True),
-    "several learners": Tiny("config", iterations=2, learners=2),
-    "functions": Tiny("functions", iterations=2),
+    "shards kept": Tiny("config", iterations=2, window=2, shards=True),
+    "several learners": Tiny("config", iterations=2, window=2, learners=2),
+    "functions": Tiny("functions", iterations=2, window=2),
+    "a population": Tiny("functions", iterations=2, window=2, environments=1, learners=2),
 }
 #: where a run is made, one step after the other
 STEPS = ("run-folder-made", "run-subfolders-made", "run-config-written", "run-journal-made")

@@ -23,6 +23,9 @@ TRAININGS = (
     Tiny("config", shards=True),
     Tiny("functions"),
     Tiny("config", iterations=2, learners=2),
+    Tiny("named", window=2),
+    Tiny("functions", iterations=2, environments=1, learners=3),
+    Tiny("named", iterations=2, learners=2),
 )
 
 
@@ -43,7 +46,7 @@ def cell(shared: Torture, number: int) -> list[str]:
     """One run that is struck one to six times, and then left alone."""
     rng = random.Random(number)
     with shared.trial(TRAININGS[number % len(TRAININGS)]) as trial:
-        for _ in range(1 + number % 6):
+        for _ in range(rng.randint(1, 6)):
             driver = trial.start()
             strike(trial, driver, rng)
             if trial.settle(driver) in (0, 3):

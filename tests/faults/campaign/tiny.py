@@ -8,6 +8,7 @@ iteration, changes everything after it.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ import asyncio, pathlib, shlex, sys
 import numpy as np
 from radical.asyncflow import LocalExecutionBackend, WorkflowEngine
 import rose_hpc
-from rose_hpc import LearnerConfig, ParallelExperience, TaskConfig
+from rose_hpc import LearnerConfig, CLASS, TaskConfig
 
 here = pathlib.Path(__file__).parent
 
@@ -95,12 +96,13 @@ def line(script, *args):
 
 async def main():
     asyncflow = await WorkflowEngine.create(await BACKEND)
-    learner = ParallelExperience(asyncflow, seed=SEED, window=WINDOW)
+    learner = CLASS(asyncflow, seed=SEED, window=WINDOW)
     try:
 TASKS
-        async for state in learner.start(max_iter=ITERATIONS):
+        async for state in learner.start(max_iter=ITERATIONS, **MANY):
             print(state.iteration, state.metric_value, flush=True)
-            learner.set_next_config(LearnerConfig(environment=TaskConfig(args=(state.iteration + 1,))))
+            whose = {"learner_id": state.learner_id} if MANY else {}
+            learner.set_next_config(LearnerConfig(environment=TaskConfig(args=(state.iteration + 1,))), **whose)
     finally:
         await asyncflow.shutdown()
 
@@ -125,33 +127,67 @@ _FUNCTIONS = """\
         for number in range(ENVIRONMENTS):
             @learner.environment_task(name=f"env_{number}", as_executable=False)
             def collect(told=0):
-                task = rose_hpc.current_task()
-                weights = (task.policy / "weights").read_bytes() if task.policy else b""
-                with task.shard() as shard:
-                    for row in range(ROWS):
-                        shard.append(observation=task.rng.random(3), reward=float(told), action=sum(weights) % 251)
-                return {"told": told, "drawn": float(task.rng.random())}
+                COLLECT
 
         @learner.update_task(as_executable=False)
         def update(*values):
-            task = rose_hpc.current_task()
-            bank, state = task.bank(), task.state / "count"
-            done = int(state.read_text()) if state.exists() else 0
-            assert done == task.iteration, "the state is not that of the iteration before"
-            state.write_text(str(done + 1))
-            observations = np.asarray(bank["observations"])
-            assert len(np.unique(observations, axis=0)) == len(observations), "a row is there twice"
-            before = (task.policy / "weights").read_text() if (task.policy / "weights").exists() else ""
-            text = repr((len(before), observations.sum(0).tolist(), np.asarray(bank["actions"]).tolist(), values))
-            (task.policy / "weights").write_text(text + str(task.rng.random()))
-            return {"sum": float(observations.sum())}
+            UPDATE
 
         @learner.as_stop_criterion(metric_name="reward", threshold=99, operator=">", as_executable=False)
         def check(updated):
-            return rose_hpc.current_task().iteration + updated["sum"] / 1e6
-""".replace("ROWS", str(ROWS))
+            CHECK
+"""
+#: a configuration names its functions, which stand in a module beside it
+_MODULE = """\
+import numpy as np
+import rose_hpc
 
-Form = Literal["config", "commands", "functions", "foreign"]
+def collect(number):
+    told = 10 * number
+    COLLECT
+
+def update(*values):
+    UPDATE
+
+def check(updated):
+    CHECK
+"""
+_BODIES = {
+    "COLLECT": f"""
+        task = rose_hpc.current_task()
+        weights = (task.policy / "weights").read_bytes() if task.policy else b""
+        with task.shard() as shard:
+            for row in range({ROWS}):
+                shard.append(observation=task.rng.random(3), reward=float(told), action=sum(weights) % 251)
+        return {{"told": told, "drawn": float(task.rng.random())}}
+    """,
+    "UPDATE": """
+        task = rose_hpc.current_task()
+        bank, state = task.bank(), task.state / "count"
+        done = int(state.read_text()) if state.exists() else 0
+        assert done == task.iteration, "the state is not that of the iteration before"
+        state.write_text(str(done + 1))
+        observations = np.asarray(bank["observations"])
+        assert len(np.unique(observations, axis=0)) == len(observations), "a row is there twice"
+        before = (task.policy / "weights").read_text() if (task.policy / "weights").exists() else ""
+        text = repr((len(before), observations.sum(0).tolist(), np.asarray(bank["actions"]).tolist(), values))
+        (task.policy / "weights").write_text(text + str(task.rng.random()))
+        return {"sum": float(observations.sum())}
+    """,
+    "CHECK": """return rose_hpc.current_task().iteration + updated["sum"] / 1e6""",
+}
+
+
+def _filled(text: str) -> str:
+    """The functions' bodies in their places."""
+    lines = []
+    for line in text.splitlines():
+        margin, name = line[: len(line) - len(line.lstrip())], line.strip()
+        lines.append(textwrap.indent(textwrap.dedent(_BODIES[name]).strip(), margin) if name in _BODIES else line)
+    return "\n".join(lines) + "\n"
+
+
+Form = Literal["config", "named", "commands", "functions", "foreign"]
 
 
 @dataclass(frozen=True)
@@ -159,11 +195,11 @@ class Tiny:
     """One shape of the training; equal shapes are equal trainings.
 
     Attributes:
-        form: a configuration, or a Python program whose tasks are commands or functions; ``foreign``: commands, on
-            an engine that is not ours.
+        form: a configuration, of commands or (``named``) of functions in resident processes; or a Python program whose
+            tasks are commands or functions; ``foreign``: commands, on an engine that is not ours.
         environments, iterations, window: how much.
         policies, shards: retention (a configuration's alone).
-        learners: how many there are side by side (likewise).
+        learners: how many there are side by side, of a configuration or of a program with one environment.
     """
 
     form: Form = "config"
@@ -181,26 +217,40 @@ class Tiny:
         for name, text in (("environment", _ENVIRONMENT), ("update", _UPDATE), ("check", _CHECK)):
             (folder / f"{name}.py").write_text(textwrap.dedent(text))
         _write_template(folder / "template.h5")
-        if self.form == "config":
-            text = _CONFIG.format(
-                seed=self.seed,
-                numbers=list(range(self.environments)),
-                iterations=self.iterations,
-                window=self.window,
-                policies='"all"' if self.policies == "all" else self.policies,
-                shards=str(self.shards).lower(),
-                sweep=f"[sweep]\n    repeat = {self.learners}" if self.learners > 1 else "",
-            )
-            target = folder / "config.toml"
-        else:
-            text = _PROGRAM.replace("TASKS", _FUNCTIONS if self.form == "functions" else _COMMANDS)
-            backend = "LocalExecutionBackend()" if self.form == "foreign" else _BACKEND
-            text = text.replace("BACKEND", backend)
-            for name in ("environments", "iterations", "window", "seed"):
-                text = text.replace(name.upper(), str(getattr(self, name)))
-            target = folder / "program.py"
-        target.write_text(textwrap.dedent(text))
+        target = folder / ("config.toml" if self.is_config else "program.py")
+        target.write_text(self._config() if self.is_config else self._program())
+        (folder / "steps.py").write_text(_filled(_MODULE))
         return target
+
+    @property
+    def is_config(self) -> bool:
+        """Whether ``rose-hpc run`` takes it."""
+        return self.form in ("config", "named")
+
+    def _config(self) -> str:
+        text = _CONFIG.format(
+            seed=self.seed,
+            numbers=list(range(self.environments)),
+            iterations=self.iterations,
+            window=self.window,
+            policies='"all"' if self.policies == "all" else self.policies,
+            shards=str(self.shards).lower(),
+            sweep=f"[sweep]\n    repeat = {self.learners}" if self.learners > 1 else "",
+        )
+        if self.form == "named":
+            for script, name in (("environment", "collect"), ("update", "update"), ("check", "check")):
+                text = re.sub(rf'command = ".* {script}\.py.*"', f'function = "steps:{name}"', text)
+        return textwrap.dedent(text)
+
+    def _program(self) -> str:
+        text = _PROGRAM.replace("TASKS", _filled(_FUNCTIONS) if self.form == "functions" else _COMMANDS)
+        text = text.replace("BACKEND", "LocalExecutionBackend()" if self.form == "foreign" else _BACKEND)
+        several = self.learners > 1
+        text = text.replace("CLASS", "ParallelReinforcementLearner" if several else "ParallelExperience")
+        text = text.replace("MANY", repr({"parallel_learners": self.learners} if several else {}))
+        for name in ("environments", "iterations", "window", "seed"):
+            text = text.replace(name.upper(), str(getattr(self, name)))
+        return text
 
 
 def _write_template(path: Path) -> None:

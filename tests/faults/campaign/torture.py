@@ -121,7 +121,7 @@ class Trial:
         program = ""
         if arguments:
             argv: tuple[object, ...] = arguments
-        elif self.tiny.form != "config":
+        elif not self.tiny.is_config:
             program, argv = str(project), ()
             env["ROSE_HPC_RUN"] = str(self.run)
         elif (self.run / "journal.jsonl").exists():
@@ -153,7 +153,7 @@ class Trial:
             self.violations.append(f"I5: {error}: {driver.stderr[-300:]}")
             driver.kill(group=True)
             code = driver.wait(10)
-        if self.tiny.form == "config":
+        if self.tiny.is_config:
             self.violations += invariants.complaint(code, driver.stderr)
         return code
 
