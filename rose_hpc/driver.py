@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rose_hpc import failpoints, publishing, rundir, signals
 from rose_hpc.errors import EngineError, RunError, UsageError
-from rose_hpc.journal import scan_journal
+from rose_hpc.journal import Bookmark, scan_journal
 from rose_hpc.progress import Progress
 from rose_hpc.refusals import named
 from rose_hpc.rundir import RunDir
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rose_hpc.session import Observer, Session
     from rose_hpc.workflow import Workflow
 
+#: the progress of what was read of a run's journal, and how far
+Known = tuple[Progress, Bookmark]
 #: first line of a run's config.toml: the file it came from
 _ORIGIN = "# made from "
 
@@ -92,7 +94,7 @@ def _check_window(run: RunDir, window: int) -> None:
         )
 
 
-def drive_shown(run: RunDir, changes: Sequence[str] = (), engine: str = "auto") -> int:
+def drive_shown(run: RunDir, changes: Sequence[str] = (), engine: str = "auto", known: Known | None = None) -> int:
     """Drive the run with a display: live on a terminal, else lines, the last one the run directory. The exit code."""
     from rose_hpc.report.lines import Lines
     from rose_hpc.report.view import LiveView, PlainView
@@ -103,16 +105,22 @@ def drive_shown(run: RunDir, changes: Sequence[str] = (), engine: str = "auto") 
         from rich.console import Console
 
         with LiveView(Console(), lines) as view:
-            code = drive(run, [view], changes, engine)
+            code = drive(run, [view], changes, engine, known)
         Console().print(f"\n  status   {run.command('status')}\n  logs     {run.command('logs')}", highlight=False)
         return code
     try:
-        return drive(run, [PlainView(sys.stdout, lines)], changes, engine)
+        return drive(run, [PlainView(sys.stdout, lines)], changes, engine, known)
     finally:
         print(run.path, flush=True)  # noqa: T201 - the last line (contract)
 
 
-def drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str] = (), engine: str = "auto") -> int:
+def drive(
+    run: RunDir,
+    observers: Sequence[Observer],
+    changes: Sequence[str] = (),
+    engine: str = "auto",
+    known: Known | None = None,
+) -> int:
     """Drive the run to its end.
 
     Args:
@@ -120,6 +128,7 @@ def drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str] = (
         observers: who watches.
         changes: what :func:`change_run` changed.
         engine: ``auto``, ``embedded`` or ``pilot``.
+        known: what was read of the journal already.
 
     Returns:
         the exit code of how it ended.
@@ -130,10 +139,12 @@ def drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str] = (
     """
     logging.getLogger("radical.asyncflow").setLevel(logging.ERROR)  # it warns of every orderly end
     signals.before_the_loop()
-    return asyncio.run(_drive(run, observers, changes, engine))
+    return asyncio.run(_drive(run, observers, changes, engine, known))
 
 
-async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[str], engine: str) -> int:
+async def _drive(
+    run: RunDir, observers: Sequence[Observer], changes: Sequence[str], engine: str, known: Known | None
+) -> int:
     from rose_hpc.config import load_config
     from rose_hpc.cores import available_cores
     from rose_hpc.execution.select import choose_engine, config_resources, make_backend
@@ -148,7 +159,7 @@ async def _drive(run: RunDir, observers: Sequence[Observer], changes: Sequence[s
             f"the folder of this run's scripts, {config.base}, is gone",
             hint=f"if it moved: `{run.command('resume')} --set base=FOLDER`",
         )
-    session = Session(run, observers)
+    session = Session(run, observers, known=known)
     try:
         clear_scratch(run)
         engine_name = choose_engine(engine)

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,13 +62,23 @@ def decode(line: bytes) -> dict[str, Any]:
     return record
 
 
+@dataclass
+class Bookmark:
+    """How far a journal was read: so many records, in so many bytes. Who has it reads on from there, and moves it."""
+
+    records: int = 0
+    size: int = 0
+
+
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """All records, in order: :func:`scan_journal` for those who need them at once."""
     return list(scan_journal(path))
 
 
-def scan_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """All records, in order, none of them kept. A torn last line has not happened and is left out.
+def scan_journal(path: Path, mark: Bookmark | None = None) -> Iterator[dict[str, Any]]:
+    """All records, in order, none of them kept; or those that follow ``mark``.
+
+    A torn last line has not happened and is left out.
 
     Raises:
         RunError: when there is no journal, or it cannot be read.
@@ -79,14 +90,15 @@ def scan_journal(path: Path) -> Iterator[dict[str, Any]]:
         except FileNotFoundError:
             raise RunError(f"{path.parent} is not a run: it has no {path.name}") from None
         with file:
-            for record, _ in _scan(file, path):
-                yield record
+            yield from _scan(file, path, mark or Bookmark())
 
 
-def _scan(file: BinaryIO, path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The records in a file, each with where it ends (a torn tail is not among them)."""
-    end = 0
-    for number, line in enumerate(file):
+def _scan(file: BinaryIO, path: Path, mark: Bookmark) -> Iterator[dict[str, Any]]:
+    """The records in a file after ``mark``, which is moved to the end of each (a torn tail is not among them)."""
+    if file.seek(0, os.SEEK_END) < mark.size:
+        raise RunError(f"{path} was cut while it was read", hint="try again")
+    file.seek(mark.size)
+    for number, line in enumerate(file, mark.records):
         if not line.endswith(b"\n"):
             return  # torn
         try:
@@ -100,8 +112,8 @@ def _scan(file: BinaryIO, path: Path) -> Iterator[tuple[dict[str, Any], int]]:
                 f"{path}, line {number + 1} is damaged ({error}); the {number} records before it are sound",
                 hint="copy the run directory, then cut the journal before that line to go on from there",
             ) from error
-        end += len(line)
-        yield record, end
+        mark.records, mark.size = number + 1, mark.size + len(line)
+        yield record
 
 
 def _begins_soundly(line: bytes) -> bool:
@@ -121,19 +133,22 @@ class Journal:
     Args:
         path: of the journal.
         take: is given every record that is there, in order; none is kept here.
+        mark: where to begin reading, for those who have read what comes before.
 
     Raises:
         JournalError: as :func:`scan_journal` does; nothing is cut then.
         RunError: when it cannot be opened, read or cut.
     """
 
-    def __init__(self, path: Path, take: Callable[[dict[str, Any]], object] | None = None) -> None:
+    def __init__(
+        self, path: Path, take: Callable[[dict[str, Any]], object] | None = None, mark: Bookmark | None = None
+    ) -> None:
         self.path = path
         self._count = self._size = 0  # of the records that are whole
         with named(RunError, f"cannot write {path}"):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            self._read(take)
+            self._read(take, replace(mark) if mark else Bookmark())
             failpoints.hit("journal-read")
             with named(RunError, f"cannot write {path}"):
                 self._is_torn = os.fstat(self._file).st_size > self._size
@@ -149,12 +164,12 @@ class Journal:
         self._must_write_again = False
         self._syncing, self._changing = threading.Lock(), threading.Lock()
 
-    def _read(self, take: Callable[[dict[str, Any]], object] | None) -> None:
+    def _read(self, take: Callable[[dict[str, Any]], object] | None, mark: Bookmark) -> None:
         with named(RunError, f"cannot read {self.path}"), open(self.path, "rb") as file:
-            for record, end in _scan(file, self.path):
-                self._count, self._size = self._count + 1, end
+            for record in _scan(file, self.path, mark):
                 if take is not None:
                     take(record)
+        self._count, self._size = mark.records, mark.size
 
     def append(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Write one record; it survives the process at once, and the machine within SYNC_INTERVAL_S.

@@ -84,7 +84,7 @@ class Loop:
         self._watch_walltime()
         try:
             if progress.iteration:  # what the last driver was killed before it could remove
-                self._retain(progress.iteration - 1)
+                self._retain(progress.iteration - 1, sweep=progress.extended and self.verdict() is not None)
             while (verdict := self.verdict()) is None:
                 if self._interrupt:  # told while the program had the state of the iteration before
                     raise Interrupted(self._interrupt)
@@ -207,18 +207,20 @@ class Loop:
 
     def _close(self, iteration: int) -> None:
         failpoints.hit("iteration-done")
+        if self.session.progress.extended:  # before that is forgotten
+            self._retain(iteration - 1, sweep=True)
         self.session.record("checkpoint", iteration=iteration)
         failpoints.hit("checkpoint-recorded")
         self.stages.tries.forget(iteration)
-        self._retain(iteration)
+        self._retain(iteration, sweep=False)
 
-    def _retain(self, iteration: int) -> None:
-        """Remove what need not stay after ``iteration``; all iterations are looked at where retention has changed."""
+    def _retain(self, iteration: int, *, sweep: bool) -> None:
+        """Remove what need not stay after ``iteration``; all iterations are looked at where retention may have changed.
+
+        That is once the next one is done, or nothing is left to do: there may be ten thousand folders to look at.
+        """
         progress = self.session.progress
-        kept = retention.apply(
-            self.session.run, self.workflow, progress, iteration, sweep=progress.extended, before=self._sync
-        )
-        progress.extended = False
+        kept = retention.apply(self.session.run, self.workflow, progress, iteration, sweep=sweep, before=self._sync)
         for problem in kept:
             self.session.warn(f"{problem}; `{self.session.run.command('gc')}` removes it later")
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from rose_hpc import __version__, failpoints, publishing
 from rose_hpc.checkpoint import FORMAT, check, check_format
 from rose_hpc.errors import OwnedError, RunError
-from rose_hpc.journal import SYNC_INTERVAL_S, Journal
+from rose_hpc.journal import SYNC_INTERVAL_S, Bookmark, Journal
 from rose_hpc.ownership import HEARTBEAT_S, Ownership
 from rose_hpc.progress import Progress
 from rose_hpc.refusals import named
@@ -55,20 +55,28 @@ class Session:
         run: the run directory; it exists, and has a journal.
         observers: told of every record.
         within: the session of the run of which this is a learner, which owns both, and whose heartbeat is for both.
+        known: the progress of what was read of the journal before, and how far: long ones are not read twice.
 
     Raises:
         OwnedError: when another driver lives.
         JournalError: when the journal is damaged.
     """
 
-    def __init__(self, run: RunDir, observers: Sequence[Observer] = (), *, within: Session | None = None) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        observers: Sequence[Observer] = (),
+        *,
+        within: Session | None = None,
+        known: tuple[Progress, Bookmark] | None = None,
+    ) -> None:
         self.run = run
         self.observers = list(observers)
         self.ownership: Ownership = Ownership(run) if within is None else within.ownership
         self._owner: Session = within or self
-        self.progress = Progress()
+        self.progress, mark = known or (Progress(), Bookmark())
         try:
-            self.journal = Journal(run.journal, self.progress.apply)
+            self.journal = Journal(run.journal, self.progress.apply, mark)
             failpoints.hit("session-read")
             check_format(run, self.progress)
         except BaseException:

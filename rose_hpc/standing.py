@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rose_hpc import ownership
 from rose_hpc.checkpoint import check_format
 from rose_hpc.disk import disk_use, in_words
-from rose_hpc.journal import read_journal, scan_journal
+from rose_hpc.journal import Bookmark, scan_journal
 from rose_hpc.progress import Progress, badness
 from rose_hpc.report.words import parameters
 from rose_hpc.rundir import RunDir
@@ -35,6 +35,8 @@ class Sight:
         records: all of its journal, where they were asked for: those of a long run take a gigabyte.
         progress: the fold of them.
         jobs: what was submitted.
+        learners: likewise.
+        mark: how far the journal was read.
 
     Raises (:meth:`of`):
         RunError: when it is not a run, or its journal is damaged.
@@ -45,16 +47,19 @@ class Sight:
     progress: Progress
     jobs: list[JobRecord]
     learners: tuple[Sight, ...] = ()
+    mark: Bookmark = field(default_factory=Bookmark)
 
     @classmethod
     def of(cls, run: RunDir, *, keep: bool = False) -> Sight:
         """Read them, those of its learners too; keep the records, as well."""
-        records = read_journal(run.journal) if keep else []
-        progress = Progress.of(records if keep else scan_journal(run.journal))
+        mark = Bookmark()
+        read = scan_journal(run.journal, mark)
+        records = list(read) if keep else []
+        progress = Progress.of(records if keep else read)
         check_format(run, progress)
         several = len(progress.run.get("learners", ()))
         learners = tuple(cls.of(each, keep=keep) for each in run.learners if each.number < several)
-        return cls(run, records, progress, read_records(run), learners)
+        return cls(run, records, progress, read_records(run), learners, mark)
 
     @property
     def everything(self) -> list[dict[str, Any]]:

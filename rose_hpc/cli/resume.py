@@ -98,7 +98,7 @@ def command(
     from rose_hpc.slurm.records import take_changes
 
     changed = driver.change_run(sight.run, sets, max_iterations) if changes else take_changes(sight.run)
-    ctx.exit(driver.drive_shown(sight.run, changed, engine))
+    ctx.exit(driver.drive_shown(sight.run, changed, engine, (sight.progress, sight.mark)))
 
 
 def _leave_if_idle(ctx: click.Context, sight: Sight) -> None:

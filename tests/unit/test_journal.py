@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rose_hpc import journal
 from rose_hpc.errors import JournalError, OwnedError, RunError
-from rose_hpc.journal import Journal, decode, encode, read_journal, scan_journal
+from rose_hpc.journal import Bookmark, Journal, decode, encode, read_journal, scan_journal
 
 TEXT = st.text(st.characters(), max_size=20)  # lone surrogates too: file names that are not UTF-8 have them
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -106,7 +106,7 @@ def test_no_changed_byte_is_believed(path, written):
     last = data[:-1].rindex(b"\n") + 1
 
     def parse(changed: bytes) -> list[dict]:
-        return [record for record, _ in journal._scan(io.BytesIO(changed), path)]
+        return list(journal._scan(io.BytesIO(changed), path, Bookmark()))
 
     assert parse(data) == written
     for position in range(len(data)):
@@ -134,6 +134,30 @@ def test_a_missing_or_repeated_line_is_damage(path, written):
         with pytest.raises(JournalError):
             Journal(path)
     assert path.read_bytes() == b"".join(lines[i] for i in order), "a damaged journal must not be cut"
+
+
+def test_a_bookmark_is_read_on_from(path, written):
+    """Who has read a part reads the rest, and appends after all; damage and gaps are numbered as in the whole."""
+    mark = Bookmark()
+    records = scan_journal(path, mark)
+    assert [next(records), next(records)] == written[:2]
+    assert mark == Bookmark(2, path.read_bytes().index(b'{"seq":2'))
+    rest = []
+    book = Journal(path, rest.append, mark)
+    book.append("end", state="stopped")
+    book.close()
+    assert rest == written[2:]
+    assert mark.records == 2, "it is the reader's own"
+    assert [record["seq"] for record in scan_journal(path, mark)] == [2, 3]
+    assert list(scan_journal(path, mark)) == []
+    assert [record["seq"] for record in read_journal(path)] == [0, 1, 2, 3]
+    data = path.read_bytes()
+    path.write_bytes(data[:-5])
+    with pytest.raises(RunError, match="was cut while it was read"):
+        Journal(path, mark=mark)
+    path.write_bytes(data + data.splitlines(keepends=True)[1] + b"{}\n")
+    with pytest.raises(JournalError, match=r"line 5 is damaged \(its seq is 1\); the 4 records"):
+        list(scan_journal(path, mark))
 
 
 def test_no_journal_is_no_run(path):
