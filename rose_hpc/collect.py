@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,10 +55,16 @@ class _Round:
 
 
 class Collect:
-    """One driver's collecting."""
+    """One driver's collecting.
 
-    def __init__(self, tries: Tries) -> None:
+    Args:
+        tries: its tries.
+        accepted: called with the iteration whenever shards of it may have got their records.
+    """
+
+    def __init__(self, tries: Tries, accepted: Callable[[int], None] = lambda iteration: None) -> None:
         self.tries = tries
+        self._accepted = accepted
         self.session = tries.session
         self.workflow = tries.workflow
         self.patience = tries.workflow.patience
@@ -78,6 +84,7 @@ class Collect:
         for environment in self.workflow.environments:
             if environment.name not in done and environment.name not in self._flights:
                 self._begin(iteration, environment)
+        self._accepted(iteration)
         while not self._is_over(round_):
             self._refuse(round_)
             if not self._landed:
@@ -156,6 +163,8 @@ class Collect:
             unlike = [error]
         for each in unlike:  # trying again, or going on without it, would hide that
             round_.fatal = round_.fatal or each
+        if round_.fatal is None:
+            self._accepted(round_.iteration)
 
     def _ended(self, round_: _Round, name: str) -> Collected | None:
         """What an environment left, if it has."""

@@ -69,8 +69,9 @@ class Merge(Model):
     """Iterations whose banks the update sees as one."""
     workers: Count | None = None
     """Threads that copy, on each node; chosen by the size of the shards if not set."""
-    way: Literal["auto", "threads", "nodes", "mpio"] = "auto"
-    """Who copies: "threads" of one node, processes on all "nodes", or MPI ranks through an h5py with MPI ("mpio")."""
+    way: Literal["auto", "threads", "stream", "nodes", "mpio"] = "auto"
+    """Who copies: "threads" of one node, also while shards still come ("stream"), processes on all "nodes", or MPI
+    ranks through an h5py with MPI ("mpio")."""
     verify: bool = True
     """Whether shards are checked against their digests while they are copied."""
     min_environments: Count | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rose_hpc.collect import Collect
 from rose_hpc.errors import RunError
 from rose_hpc.execution import merging
 from rose_hpc.results import last_number, number, signature
+from rose_hpc.streaming import Reduced, Streaming
 from rose_hpc.tries import Tries
 from rose_hpc.workflow import Work
 
@@ -24,7 +26,8 @@ class Stages:
         self.session = tries.session
         self.workflow = tries.workflow
         self.engine = tries.engine
-        self._collect = Collect(tries)
+        self._streaming = Streaming(tries)
+        self._collect = Collect(tries, self._streaming.look)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -55,6 +58,7 @@ class Stages:
     async def abandon(self, why: str) -> None:
         """End whatever still runs for the run; it is over for this driver."""
         await self._collect.abandon(why)
+        await self._streaming.abandon()
 
     async def merge(self, iteration: int) -> bool:
         """Merge the shards; False when some were damaged: they are set aside, and their environments run again."""
@@ -74,18 +78,14 @@ class Stages:
         if not names:
             self.session.record("stage", iteration=iteration, stage="merge", skipped="no shards", rows=0, bytes=0)
             return True
-        place = self.tries.place(iteration, "merge")
-        size = sum(progress.ranks[name]["bytes"] for name in names)
-        file_system = merging.file_system_of(run.path)
-        way = merging.choose_way(size, self.engine.free_cores, self.workflow.way, self.workflow.workers, file_system)
-        shards = {run.shard(iteration, name): progress.ranks[name]["digest"] for name in names}
         self.session.started(iteration, "merge")
         failpoints.hit("merge-planned")
-        outcome = await merging.merge(self.engine, attempts.merge(place, self.workflow, shards, way), way)
+        reduced = await self._streaming.end(iteration, names) or await self._reduce(iteration, names)
+        place, outcome = reduced.place, reduced.outcome
         failpoints.hit("merge-answered")
         if outcome.reason == "damaged":
-            for name, path in zip(names, shards, strict=True):
-                if str(path) in outcome.paths:
+            for name in names:
+                if str(path := run.shard(iteration, name)) in outcome.paths:
                     self._set_aside(iteration, name, path, outcome.message)
             return False
         if not outcome.ok or outcome.info is None:
@@ -94,8 +94,7 @@ class Stages:
         self.session.check_owned()
         publishing.publish(place.shard, run.bank(iteration))
         failpoints.hit("bank-published")
-        facts = {key: outcome.info[key] for key in ("rows", "bytes", "digest")} | {"way": way.name}
-        facts |= {"parts": way.parts} if way.parts > 1 else {}
+        facts = {key: outcome.info[key] for key in ("rows", "bytes", "digest")} | reduced.facts
         columns = signature(outcome.info["columns"])
         if returns := outcome.info.get("returns"):
             known = {e.name: dict(e.parameters) for e in self.workflow.environments}
@@ -104,7 +103,18 @@ class Stages:
             "stage", iteration=iteration, stage="merge", **facts, seconds=outcome.seconds, columns=columns
         )
         failpoints.hit("merge-recorded")
+        self._streaming.note(names)
         return True
+
+    async def _reduce(self, iteration: int, names: Sequence[str]) -> Reduced:
+        """The reduction of these environments' shards, all at once."""
+        run, ranks, place = self.session.run, self.session.progress.ranks, self.tries.place(iteration, "merge")
+        size = sum(ranks[name]["bytes"] for name in names)
+        file_system = merging.file_system_of(run.path)
+        way = merging.choose_way(size, self.engine.free_cores, self.workflow.way, self.workflow.workers, file_system)
+        shards = {run.shard(iteration, name): ranks[name]["digest"] for name in names}
+        outcome = await merging.merge(self.engine, attempts.merge(place, self.workflow, shards, way), way)
+        return Reduced(place, outcome, {"way": way.name} | ({"parts": way.parts} if way.parts > 1 else {}))
 
     def _set_aside(self, iteration: int, name: str, path: Path, message: str) -> None:
         aside = path.with_name(f"{path.name}.damaged-{len(list(path.parent.glob(path.name + '.damaged-*')))}")

@@ -81,7 +81,9 @@ class Attempt(_Plain):
         seal: None, or how to seal the shard at ``env["ROSE_HPC_SHARD"]``: ``required`` (bool), ``attributes``.
         merge: None, or arguments of the reduction: ``shards`` (path: digest), ``bank``, ``verify``, ``workers``,
             ``attributes``; which ``way`` it goes, and which ``phase`` of that this is (``whole``, or ``begin``,
-            ``copy`` as one ``part`` of several ``parts``, and ``finish``: see :mod:`rose_hpc.execution.merging`).
+            ``copy`` as one ``part`` of several ``parts``, and ``finish``: see :mod:`rose_hpc.execution.merging`; or
+            ``stream``, of shards with these ``numbers`` in a bank of so many ``rows`` each, and ``stream-end``: see
+            :mod:`rose_hpc.streaming`).
     """
 
     id: str

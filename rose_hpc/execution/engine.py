@@ -69,6 +69,11 @@ class Engine:
         return tuple(getattr(self._backend, "free_cores", ()))
 
     @property
+    def carries_attempts(self) -> bool:
+        """Whether attempts are messages to supervisors that are already running."""
+        return self._ensemble is not None
+
+    @property
     def width(self) -> int | None:
         """Attempts that may be handed over at once; None where the backend queues them itself."""
         return None if self._ensemble is not None else self.cores or available_cores()

@@ -103,27 +103,41 @@ def seal(message: Mapping[str, Any]) -> Answer:
 
 def merge(message: Mapping[str, Any]) -> Answer:
     """Reduce shards to a bank, if they are the ones that were recorded; or do one part of that."""
-    from rose_hpc.experience.episodes import returns_of
     from rose_hpc.experience.merge import merge_shards
     from rose_hpc.experience.parts import Parts
+    from rose_hpc.experience.stream import Stream
 
-    began, parts = time.monotonic(), Parts(Path(message["bank"]))
-    attributes, number, count = message["attributes"], message.get("part", 0), message.get("parts", 1)
-    how = {"verify": message["verify"], "workers": message["workers"], "fsync": True}
-    if message["phase"] == "begin":
+    began, bank, phase = time.monotonic(), Path(message["bank"]), message["phase"]
+    attributes, workers = message["attributes"], message["workers"]
+    parts, number, count = Parts(bank), message.get("part", 0), message.get("parts", 1)
+    stream = Stream(bank, verify=message["verify"], fsync=True)
+    how = {"verify": message["verify"], "workers": workers, "fsync": True}
+    if phase == "begin":
         plan = parts.begin(_recorded(message["shards"]), late="iteration" in attributes)
         sys.stdout.write(f"{len(plan.sources)} shards, {plan.rows} rows, {plan.bytes} bytes to copy\n")
         return {"ok": True, "info": None}, b""
-    if message["phase"] == "copy":
+    if phase == "copy":
         parts.copy(parts.draft(), number, count, **how)
         return {"ok": True, "info": None}, b""
-    if message["phase"] == "finish":
+    if phase == "stream":
+        stream.copy(message["rows"], dict(zip(message["numbers"], _recorded(message["shards"]), strict=True)), workers)
+        seconds = time.monotonic() - began
+        sys.stdout.write(f"{len(message['numbers'])} of {len(message['rows'])} shards, {seconds:.3f} s\n")
+        return {"ok": True, "info": None}, b""
+    if phase == "finish":
         info = parts.finish(count, attributes=attributes, **how)
         for node, seconds in parts.report(count):
             sys.stdout.write(f"{node}: its part in {seconds:.3f} s\n")
+    elif phase == "stream-end":
+        info = stream.finish(_recorded(message["shards"]), attributes, workers)
     else:
-        info = merge_shards(_recorded(message["shards"]), message["bank"], attributes=attributes, **how)
-    seconds = time.monotonic() - began
+        info = merge_shards(_recorded(message["shards"]), bank, attributes=attributes, **how)
+    return _merged(message, info, time.monotonic() - began)
+
+
+def _merged(message: Mapping[str, Any], info: Any, seconds: float) -> Answer:
+    from rose_hpc.experience.episodes import returns_of
+
     sys.stdout.write(f"{message['way']}: {info.rows} rows, {info.bytes} bytes, {seconds:.3f} s\n")
     return {"ok": True, "info": info.to_json() | {"returns": returns_of(info)}}, b""
 

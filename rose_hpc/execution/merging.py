@@ -32,13 +32,14 @@ class Way:
     """How a merge is carried out.
 
     Attributes:
-        name: ``threads`` of one process, processes on several ``nodes``, or MPI ranks through HDF5 (``mpio``).
+        name: ``threads`` of one process, while shards still come (``stream``) or not, processes on several ``nodes``,
+            or MPI ranks through HDF5 (``mpio``).
         parts: processes that copy.
         threads: of each of them.
         cores: that one of them takes.
     """
 
-    name: Literal["threads", "nodes", "mpio"] = "threads"
+    name: Literal["threads", "stream", "nodes", "mpio"] = "threads"
     parts: int = 1
     threads: int = 1
     cores: int = 1
@@ -52,7 +53,7 @@ def choose_way(
     Args:
         size: of the shards, bytes.
         nodes: how many cores each node has free (late environments may have the others); empty where nobody knows.
-        asked: ``threads``, ``nodes`` or ``mpio``; ``auto``: what is fastest.
+        asked: ``threads`` (``stream``, when all shards are there), ``nodes`` or ``mpio``; ``auto``: what is fastest.
         workers: threads on each node; None: as many as are useful.
         file_system: the kernel's name of the bank's.
     """
@@ -63,7 +64,7 @@ def choose_way(
     if asked == "mpio":
         return Way("mpio", threads * able)
     parts = min(able, size // _WORTH_A_NODE) if asked == "auto" else able
-    if asked == "threads" or parts < 2 or (asked == "auto" and file_system in _BY_THE_PAGE):
+    if asked in ("threads", "stream") or parts < 2 or (asked == "auto" and file_system in _BY_THE_PAGE):
         return Way("threads", 1, threads, threads)
     return Way("nodes", parts, threads, whole)
 
@@ -114,18 +115,18 @@ async def merge(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
 
 
 async def _begin(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
-    return (await engine.run(_phase(attempt, "begin", cores=1)))[0]
+    return (await engine.run(phase_of(attempt, "begin", cores=1)))[0]
 
 
 async def _finish(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
-    return (await engine.run(_phase(attempt, "finish", cores=way.threads, shards={}, parts=way.parts)))[0]
+    return (await engine.run(phase_of(attempt, "finish", cores=way.threads, shards={}, parts=way.parts)))[0]
 
 
 async def _copy_on_nodes(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
     """All parts at once; the first failure, or the last that ended."""
     tasks = [
         asyncio.create_task(
-            engine.run(_phase(attempt, "copy", f"-{part}", log="", shards={}, part=part, parts=way.parts))
+            engine.run(phase_of(attempt, "copy", f"-{part}", log="", shards={}, part=part, parts=way.parts))
         )
         for part in range(way.parts)
     ]
@@ -155,7 +156,7 @@ async def _copy_in_ranks(engine: Engine, attempt: Attempt, way: Way) -> Outcome:
     return replace(outcome, reason="merge", message=said[0]) if said and not outcome.ok else outcome
 
 
-def _phase(
+def phase_of(
     attempt: Attempt,
     phase: str,
     suffix: str = "",

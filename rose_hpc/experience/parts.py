@@ -50,12 +50,20 @@ class Parts:
                 made, or there is no space for it.
         """
         plan = plan_spans(shards, late=late)
-        with self._named():
-            draft = begin(self.bank, plan)
-            self.folder.mkdir()
-            offsets = {name: column.offset for name, column in draft.columns.items()}
-            self._write("plan", {"plan": plan.to_json(), "offsets": offsets})
+        with self.named():
+            self.make(plan)
         return plan
+
+    def make(self, plan: MergePlan) -> None:
+        """Make the bank of a plan, and write the plan down.
+
+        Raises:
+            OSError, ExperienceError: it cannot be made, or there is no space for it.
+        """
+        draft = begin(self.bank, plan)
+        self.folder.mkdir()
+        offsets = {name: column.offset for name, column in draft.columns.items()}
+        self.write("plan", {"plan": plan.to_json(), "offsets": offsets})
 
     def draft(self) -> Draft:
         """What is to be done.
@@ -63,8 +71,8 @@ class Parts:
         Raises:
             ExperienceError: the bank, or what was written down, is not to be had.
         """
-        with self._named(), opened(self.bank, os.O_WRONLY):
-            data = self._read("plan")
+        with self.named(), opened(self.bank, os.O_WRONLY):
+            data = self.read("plan")
         plan = MergePlan.from_json(data["plan"])
         return Draft(self.bank, plan, renamed(plan.columns, offset=data["offsets"]))
 
@@ -93,13 +101,13 @@ class Parts:
             ExperienceError: the bank cannot be written, or not be read back.
         """
         began = time.monotonic()
-        with self._named():
+        with self.named():
             tally = Tally(draft.plan, verify)
             copy(draft, tally, workers, part, parts, writer or partial(span_writer, sync=fsync))
             if fsync:
                 fsync_path(self.bank)  # from here: other nodes do not see what this one has not sent
             facts = {"node": os.environ.get("SLURMD_NODENAME") or socket.gethostname()}
-            self._write(f"part-{part}", {**facts, "seconds": time.monotonic() - began, "tally": tally.to_json()})
+            self.write(f"part-{part}", {**facts, "seconds": time.monotonic() - began, "tally": tally.to_json()})
 
     def finish(
         self, parts: int, *, verify: bool, workers: int, fsync: bool, attributes: Mapping[str, Any]
@@ -110,11 +118,11 @@ class Parts:
             DamagedError: naming all shards that are not what was written, whoever has found it.
             ExperienceError: the bank cannot be read or written.
         """
-        with self._named():
+        with self.named():
             draft = self.draft()
             tally = Tally(draft.plan, verify)
             for part in range(parts):
-                tally.add(self._read(f"part-{part}")["tally"])
+                tally.add(self.read(f"part-{part}")["tally"])
             if not tally.damage:
                 digest_rest(draft, tally, workers)
             info = finish(draft, tally, attributes, workers)
@@ -124,16 +132,18 @@ class Parts:
 
     def report(self, parts: int) -> list[tuple[str, float]]:
         """Node and seconds of every part."""
-        return [(facts["node"], facts["seconds"]) for part in range(parts) for facts in [self._read(f"part-{part}")]]
+        return [(facts["node"], facts["seconds"]) for part in range(parts) for facts in [self.read(f"part-{part}")]]
 
     def clear(self) -> None:
         """Remove what they told each other."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _named(self) -> AbstractContextManager[None]:
+    def named(self) -> AbstractContextManager[None]:
+        """What the system refuses here is an error that names the bank."""
         return named(ExperienceError, f"cannot write {self.bank}")
 
-    def _write(self, name: str, data: Mapping[str, Any]) -> None:
+    def write(self, name: str, data: Mapping[str, Any]) -> None:
+        """Tell the others something: they see all of it or nothing."""
         path = self.folder / f"{name}.json"
         scratch = path.with_suffix(".tmp")
         with open(scratch, "w") as file:
@@ -142,5 +152,10 @@ class Parts:
             os.fsync(file.fileno())
         scratch.rename(path)
 
-    def _read(self, name: str) -> Any:
+    def read(self, name: str) -> Any:
+        """What was told under that name."""
         return json.loads((self.folder / f"{name}.json").read_bytes())
+
+    def names(self, first: str) -> list[str]:
+        """Under which names, of those that begin so, something was told."""
+        return sorted(path.stem for path in self.folder.glob(f"{first}*.json"))

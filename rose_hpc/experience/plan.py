@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +137,39 @@ def plan_spans(shards: Sequence[ShardInfo], *, late: bool = False) -> MergePlan:
     nothing = dict.fromkeys(model.columns)
     columns = renamed(model.columns, offset=dict.fromkeys(model.columns, 0), digest=nothing, stats=stats)
     layouts: Layouts = {}
-    sources = []
-    for shard in shards:
-        known = [shard.columns[name] for name in columns] if shard.rows else []
-        offsets, digests = [column.offset for column in known], [column.digest for column in known]
-        sources.append(_source(shard.path, shard.rows, columns, offsets, digests, layouts))
+    sources = [_source_of(shard, columns, layouts) for shard in shards]
     return _plan(sources, columns, _common(shards))
+
+
+def plan_rows(rows: Sequence[int], model: ShardInfo) -> MergePlan:
+    """The plan of merging shards that are not there yet: how many rows each will have, and columns like the model's."""
+    nothing = dict.fromkeys(model.columns)
+    columns = renamed(model.columns, offset=dict.fromkeys(model.columns, 0), digest=nothing, stats=nothing)
+    return _plan([Source(Path(), count, {}, {}) for count in rows], columns, {})
+
+
+def with_shards(plan: MergePlan, shards: Mapping[int, ShardInfo]) -> MergePlan:
+    """The plan, now that some of its shards are there, by their numbers.
+
+    Raises:
+        SchemaError: one has other columns, or another number of rows, than was expected of it.
+    """
+    layouts: Layouts = {}
+    sources = list(plan.sources)
+    for number, shard in shards.items():
+        if shard.rows != sources[number].rows:
+            raise SchemaError(f"{shard.path} has {shard.rows} rows, and {sources[number].rows} were expected")
+        if shard.rows and (text := difference(plan.columns, shard.columns)):
+            raise SchemaError(f"{shard.path} has {text}")
+        sources[number] = _source_of(shard, plan.columns, layouts)
+    return replace(plan, sources=tuple(sources))
+
+
+def _source_of(shard: ShardInfo, names: Iterable[str], layouts: Layouts) -> Source:
+    names = tuple(names)
+    known = [shard.columns[name] for name in names] if shard.rows else []
+    offsets, digests = [column.offset for column in known], [column.digest for column in known]
+    return _source(shard.path, shard.rows, names, offsets, digests, layouts)
 
 
 def _source(
@@ -186,8 +213,29 @@ def pieces_of_share(plan: MergePlan, number: int, count: int) -> Iterator[Piece]
     The shares cover every byte once, and each leaf of a shard's digest lies in one of them. The pieces of a share that
     are of one column follow upon each other in the bank.
     """
+    return _pieces_between(plan, *(plan.bytes * n // count for n in (number, number + 1)))
+
+
+def shares_of_shards(plan: MergePlan, numbers: Iterable[int], workers: int) -> Iterator[Iterator[Piece]]:
+    """The shares in which so many workers copy these shards alone; those that follow upon each other are as one."""
+    row_bytes, ends = plan.row_bytes, plan.offsets
+    runs: list[list[int]] = []  # first and last byte
+    for number in sorted(numbers):
+        first, last = (row * row_bytes for row in ends[number : number + 2])
+        if runs and runs[-1][1] == first:
+            runs[-1][1] = last
+        else:
+            runs.append([first, last])
+    for first, last in runs:
+        count = count_shares(last - first, workers)
+        edges = [first + (last - first) * n // count for n in range(count + 1)]
+        for edge, after in pairwise(edges):
+            yield _pieces_between(plan, edge, after)
+
+
+def _pieces_between(plan: MergePlan, first: int, last: int) -> Iterator[Piece]:
+    """What lies between two of the plan's bytes, if all rows of a shard came after those of the shard before."""
     row_bytes, widths = plan.row_bytes, [(name, column.row_bytes) for name, column in plan.columns.items()]
-    first, last = (plan.bytes * n // count for n in (number, number + 1))
     begin = bisect_right(plan.spans, first, key=lambda span: span.target * row_bytes)
     for span in plan.spans[max(0, begin - 1) :]:
         at = span.target * row_bytes  # where the span starts, counting the bytes of all spans before

@@ -146,6 +146,7 @@ def scripted_slurm(trial: Trial) -> Mapping[str, str]:
 
 SCENARIOS = {
     "a configuration": Scenario(Tiny("config", window=2)),
+    "a streamed merge": Scenario(Tiny("config", iterations=2, way="stream")),
     "retention": Scenario(Tiny("config", policies=1)),
     "commands of a program": Scenario(Tiny("commands", iterations=2)),
     "functions of a program": Scenario(Tiny("functions", iterations=2)),

@@ -17,8 +17,13 @@ from typing import Literal
 ROWS = 4
 
 _ENVIRONMENT = """
-    import hashlib, os, pathlib
+    import hashlib, os, pathlib, time
     given = os.environ
+    scratch, end = pathlib.Path(given["ROSE_HPC_RUN"], "scratch"), time.monotonic() + 3
+    while STREAMS and given["ROSE_HPC_ENVIRONMENT"] == "env_1" and time.monotonic() < end:
+        if list(scratch.glob("*.parts/shards-*.json")):
+            break  # the other shard is in the bank
+        time.sleep(0.005)
     try:
         os.unlink(given.get("TORTURE_FAIL", "/nowhere"))
     except FileNotFoundError:
@@ -77,6 +82,7 @@ _CONFIG = """
     max_concurrent = 4
     [merge]
     window = {window}
+    way = "{way}"
     [retention]
     policies = {policies}
     shards = {shards}
@@ -200,6 +206,7 @@ class Tiny:
         environments, iterations, window: how much.
         policies, shards: retention (a configuration's alone).
         learners: how many there are side by side, of a configuration or of a program with one environment.
+        way: of merging; with ``stream`` the first environment of a configuration waits until the second is in the bank.
     """
 
     form: Form = "config"
@@ -209,12 +216,14 @@ class Tiny:
     policies: int | Literal["all"] = "all"
     shards: bool = False
     learners: int = 1
+    way: str = "auto"
     seed: int = 11
 
     def write(self, folder: Path) -> Path:
         """Write its files; the configuration, or the program."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (("environment", _ENVIRONMENT), ("update", _UPDATE), ("check", _CHECK)):
+            text = text.replace("STREAMS", str(self.way == "stream"))
             (folder / f"{name}.py").write_text(textwrap.dedent(text))
         _write_template(folder / "template.h5")
         target = folder / ("config.toml" if self.is_config else "program.py")
@@ -233,6 +242,7 @@ class Tiny:
             numbers=list(range(self.environments)),
             iterations=self.iterations,
             window=self.window,
+            way=self.way,
             policies='"all"' if self.policies == "all" else self.policies,
             shards=str(self.shards).lower(),
             sweep=f"[sweep]\n    repeat = {self.learners}" if self.learners > 1 else "",
