@@ -18,10 +18,11 @@ from storing.curves import curves
 from storing.merging import beside_cat, beside_others, by_bytes, memory
 from storing.planning import by_shards, plan_rows
 from storing.sampling import sample_rows, sb3_python
+from storing.streaming import from_the_last_shard
 from storing.table import Table
 from storing.writing import append_rows, extend_rows
 
-PARTS = ("merging", "others", "memory", "planning", "sampling", "writing", "curves")
+PARTS = ("merging", "streaming", "others", "memory", "planning", "sampling", "writing", "curves")
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Table:
@@ -33,6 +34,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Table:
     shards = {}
     if wanted & {"merging", "curves"}:
         shards = beside_cat(folder, table, size, options.shards, rounds)
+    if "streaming" in wanted:
+        from_the_last_shard(folder, table, [size / 64, size / 16, size / 4, size], [4, 16, 64], rounds)
     if "others" in wanted:
         beside_others(folder, table, min(size, 1e9), options.rose)
     if "memory" in wanted:
