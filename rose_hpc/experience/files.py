@@ -119,6 +119,12 @@ def read_into(fd: int, view: memoryview, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
+def fetch(fd: int, offset: int, size: int) -> None:
+    """Have the system begin to read what is needed soon: it would fetch a small file bit by bit. It may not care."""
+    with suppress(OSError):
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
+
+
 def write_all(fd: int, view: memoryview, offset: int) -> None:
     """Write all of ``view`` at ``offset``."""
     while view:

@@ -28,7 +28,7 @@ from rose_hpc.experience.files import BUFFER, UnreadableError, new_buffer, read_
 from rose_hpc.experience.image import Extent, Piece, between
 from rose_hpc.experience.schema import ITEM_BYTES, Column, ShardInfo, check_name, type_reason
 from rose_hpc.experience.stats import STATS_FIELDS, Array, Stats, stats_shape
-from rose_hpc.refusals import cause_of, named, next_step
+from rose_hpc.refusals import cause_of, next_step
 
 FORMAT = "rose_hpc.experience"
 VERSION = 2
@@ -41,7 +41,7 @@ _FOOTER_BYTES = _FOOTER.size + _CHECKSUM_BYTES
 #: no file of ours has a larger header
 _MAX_BYTES = 256 * 1024 * 1024
 #: read of every file at once: where HDF5 describes the columns, and where the header is (or all of a small file)
-_START_BYTES, _ENDS_BYTES = 4 * 1024, 12 * 1024
+START_BYTES, END_BYTES = 4 * 1024, 12 * 1024
 _PLAIN = frozenset({str, int, float, bool})
 
 
@@ -87,8 +87,12 @@ def footer_of(path: Path, pieces: Sequence[Piece], header: bytes, statistics: by
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_info(path: str | Path) -> ShardInfo:
+def read_info(path: str | Path, fd: int | None = None) -> ShardInfo:
     """What a shard or bank says of itself; no row is read, and no HDF5 needed.
+
+    Args:
+        path: of the file.
+        fd: of the same, if it is open already; it is closed.
 
     Raises:
         FormatError: not a shard or bank, not one of this version, or one with anything in it that the format refuses.
@@ -96,21 +100,21 @@ def read_info(path: str | Path) -> ShardInfo:
         DamagedError: cut short, or altered.
     """
     path = path if isinstance(path, Path) else Path(path)
-    if (info := read_sealed(path)) is None:
+    if (info := read_sealed(path, fd)) is None:
         from rose_hpc.experience.format import refuse  # here: HDF5 is needed only to say what is wrong
 
         refuse(path)
     return info
 
 
-def read_sealed(path: Path) -> ShardInfo | None:
-    """What a sealed file says of itself; None for one that is not HDF5, or has no footer.
+def read_sealed(path: Path, fd: int | None = None) -> ShardInfo | None:
+    """What a sealed file says of itself; None for one that is not HDF5, or has no footer. ``fd`` is closed.
 
     Raises:
         FormatError: it is not there, not readable, or of another version.
         DamagedError: altered.
     """
-    fd = open_file(path)
+    fd = open_file(path) if fd is None else fd
     try:
         return _read(fd, path)
     except UnreadableError as error:
@@ -141,13 +145,13 @@ def open_file(path: Path) -> int:
     except OSError as error:
         raise FormatError(f"cannot read {path}: {cause_of(error)}", hint=next_step(error)) from error
     try:
-        with named(FormatError, f"cannot read {path}"):
-            is_file = stat.S_ISREG(os.fstat(fd).st_mode)
-        if not is_file:
-            raise FormatError(f"{path} is not a file")
-    except BaseException:
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError as error:
         os.close(fd)
-        raise
+        raise FormatError(f"cannot read {path}: {cause_of(error)}", hint=next_step(error)) from error
+    if not is_file:
+        os.close(fd)
+        raise FormatError(f"{path} is not a file")
     return fd
 
 
@@ -158,10 +162,10 @@ class _Content:
         self._fd = fd
         self.start = self._tail = b""
         self._tail_at = 0
-        self.start = self.get(0, size if size <= _ENDS_BYTES else _START_BYTES)
-        if size > _ENDS_BYTES:
-            self._tail_at = size - _ENDS_BYTES
-            self._tail = self.get(self._tail_at, _ENDS_BYTES)
+        self.start = self.get(0, size if size <= END_BYTES else START_BYTES)
+        if size > END_BYTES:
+            self._tail_at = size - END_BYTES
+            self._tail = self.get(self._tail_at, END_BYTES)
 
     def get(self, offset: int, size: int) -> bytes:
         """Some of them; UnreadableError when there are fewer."""
@@ -191,12 +195,14 @@ def _read(fd: int, path: Path) -> ShardInfo | None:
     values = np.frombuffer(content.get(stats_at, stats_length), "<f8")
     info = _parse(json.loads(content.get(at, length)), values, path, size)
     taken = extents_of(info.columns, info.rows)
-    if taken and max(stop for _, stop in taken) > end:
+    if any(stop > end for _, stop in taken):
         raise _altered(path)
     checksum = xxhash.xxh3_128()
     for start, stop in between(taken, end):
-        for piece in range(start, stop, BUFFER):
-            checksum.update(content.get(piece, min(BUFFER, stop - piece)))
+        while start < stop:
+            piece = content.get(start, min(BUFFER, stop - start))
+            checksum.update(piece)
+            start += len(piece)
     checksum.update(footer[: _FOOTER.size])
     if checksum.digest() != footer[_FOOTER.size :]:
         raise _altered(path)
@@ -218,14 +224,14 @@ def _parse(facts: Mapping[str, Any], values: Array, path: Path, size: int) -> Sh
     if facts["format"] != FORMAT or facts["version"] != VERSION:
         raise FormatError(f"{path} has format version {facts['version']}", hint=f"this rose_hpc reads {VERSION}")
     kind, rows, attributes = facts["kind"], _natural(facts["rows"]), facts["attributes"]
-    columns = dict(_column(name, of, values) for name, of in facts["columns"].items())
+    columns = {name: _column(name, of, values) for name, of in facts["columns"].items()}
     for name, value in attributes.items():
         if type(value) not in _PLAIN and not (name == "parameters" and type(value) is dict):
             raise TypeError(name)
-    offsets, names, episodes = (0, rows), (path.stem,), None
-    if kind == "bank":
-        offsets, names, episodes = tuple(facts["shard_offsets"]), tuple(facts["shard_names"]), facts["episodes"]
-    if kind not in ("shard", "bank") or not _fit(offsets, names, rows) or not (episodes is None or is_digest(episodes)):
+    if kind == "shard":
+        return ShardInfo(path, kind, rows, size, columns, attributes, (0, rows), (path.stem,))
+    offsets, names, episodes = tuple(facts["shard_offsets"]), tuple(facts["shard_names"]), facts["episodes"]
+    if kind != "bank" or not _fit(offsets, names, rows) or not (episodes is None or is_digest(episodes)):
         raise ValueError(kind)
     return ShardInfo(path, kind, rows, size, columns, attributes, offsets, names, episodes)
 
@@ -236,28 +242,27 @@ def _fit(offsets: tuple[Any, ...], names: tuple[Any, ...], rows: int) -> bool:
     return numbers and ends and all(a <= b for a, b in pairwise(offsets))
 
 
-def _column(name: str, facts: Mapping[str, Any], values: Array) -> tuple[str, Column]:
+def _column(name: str, facts: Mapping[str, Any], values: Array) -> Column:
     digest, at = facts["digest"], facts["statistics"]
     if not (digest is None or is_digest(digest)):
         raise ValueError(name)
-    name, dtype, shape, of_stats = _kind(name, facts["dtype"], *facts["shape"])
+    dtype, shape, of_stats, size = _kind(name, facts["dtype"], *facts["shape"])
     stats = None
     if at is not None:
-        size = math.prod(of_stats)
-        numbers = values[at : at + size] if type(at) is int and at >= 0 else values[:0]
-        stats = Stats(numbers if numbers.shape == of_stats else numbers.reshape(of_stats))
-    return name, Column(dtype, shape, _natural(facts["offset"]), digest, stats)
+        stats = Stats(values[_natural(at) : at + size].reshape(of_stats))
+    return Column(dtype, shape, _natural(facts["offset"]), digest, stats)
 
 
 @lru_cache(maxsize=4096, typed=True)
-def _kind(name: str, dtype: str, *shape: int) -> tuple[str, str, tuple[int, ...], tuple[int, ...]]:
-    """Name, dtype, row shape and shape of the statistics of a column: the same objects for all files, once checked."""
+def _kind(name: str, dtype: str, *shape: int) -> tuple[str, tuple[int, ...], tuple[int, ...], int]:
+    """Dtype and row shape of a column, and shape and size of its statistics: the same objects for all files."""
     check_name(name)
     if not all(type(n) is int and 0 < n < 2**63 for n in shape) or not ITEM_BYTES[dtype]:
         raise ValueError(name)
     if reason := type_reason(name, dtype):
         raise SchemaError(f"column '{name}' {reason}")
-    return name, dtype, shape, (len(STATS_FIELDS), *stats_shape(shape))
+    of_stats = len(STATS_FIELDS), *stats_shape(shape)
+    return dtype, shape, of_stats, math.prod(of_stats)
 
 
 def _natural(value: Any) -> int:

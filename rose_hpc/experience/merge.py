@@ -17,10 +17,11 @@ from typing import Any
 
 from rose_hpc import failpoints
 from rose_hpc.errors import DamagedError, ExperienceError, FormatError, UsageError
+from rose_hpc.experience.ahead import read_each
 from rose_hpc.experience.copying import Copier, SpanWriter, Writer, complete, in_threads
 from rose_hpc.experience.episodes import MAX_KEPT, find_episodes
 from rose_hpc.experience.files import UnreadableError, opened, publishing, reserve
-from rose_hpc.experience.format import create, read_info, write_info
+from rose_hpc.experience.format import create, write_info
 from rose_hpc.experience.plan import MergePlan, count_shares, pieces_of_share
 from rose_hpc.experience.plan import plan_spans as plan_spans
 from rose_hpc.experience.schema import Column, ShardInfo, plain_attributes, renamed
@@ -175,16 +176,14 @@ def read_shards(paths: Sequence[str | Path | ShardInfo]) -> list[ShardInfo]:
     Raises:
         DamagedError: naming all that are damaged, or no shards.
     """
-    shards: list[ShardInfo] = []
+    known: list[ShardInfo | None] = [path if isinstance(path, ShardInfo) else None for path in paths]
+    unknown = [(n, Path(path)) for n, path in enumerate(paths) if not isinstance(path, ShardInfo)]
     errors: dict[str, str] = {}
     hint = ""
-    for path in paths:
-        if isinstance(path, ShardInfo):
-            shards.append(path)
-            continue
+    for (n, path), read in zip(unknown, read_each(path for _, path in unknown), strict=True):
         try:
-            shards.append(read_info(path))
+            known[n] = read()
         except (DamagedError, FormatError) as error:
             errors[str(path)], hint = error.message, hint or error.hint
     raise_damaged(errors, hint)
-    return shards
+    return [info for info in known if info is not None]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rose_hpc.errors import ExperienceError, SchemaError
 from rose_hpc.experience.digest import CHUNK
@@ -104,8 +104,7 @@ class MergePlan:
         return _plan(sources, columns, data["attributes"])
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Bytes of one column: ``size`` of them, from ``start`` in the shard's column to ``target`` in the bank's."""
 
     shard: int
@@ -260,19 +259,19 @@ def _combined(name: str, column: Column, shards: Sequence[ShardInfo]) -> Stats |
     return combine(known, column.shape) if len(known) == len(parts) else None
 
 
-def _real(path: Path, folders: dict[Path, str]) -> str:
+def _real(path: Path, folders: dict[str, str]) -> str:
     """The real path of a file; each folder is resolved once."""
-    folder = path.parent
+    folder, name = os.path.split(path)
+    if name in ("", "..") or path.is_symlink():
+        return os.path.realpath(path)
     if folder not in folders:
         folders[folder] = os.path.realpath(folder)
-    if path.name in ("", "..") or path.is_symlink():
-        return os.path.realpath(path)
-    return f"{folders[folder]}/{path.name}"
+    return f"{folders[folder]}/{name}"
 
 
 def _check_unique(shards: Sequence[ShardInfo], alike: Sequence[str]) -> None:
     paths: set[str] = set()
-    folders: dict[Path, str] = {}
+    folders: dict[str, str] = {}
     sources: dict[tuple[Any, ...], ShardInfo] = {}
     for shard in shards:
         with named(ExperienceError, f"cannot read {shard.path}"):

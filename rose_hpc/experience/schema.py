@@ -204,6 +204,8 @@ def check_name(name: str) -> None:
 
 def difference(expected: Mapping[str, Column], found: Mapping[str, Column]) -> str:
     """How two sets of columns differ, in words; empty when they do not."""
+    if [(n, c.dtype, c.shape) for n, c in expected.items()] == [(n, c.dtype, c.shape) for n, c in found.items()]:
+        return ""
     parts = [f"no column '{name}'" for name in expected if name not in found]
     parts += [f"an unexpected column '{name}'" for name in found if name not in expected]
     both = [(name, column, found[name]) for name, column in expected.items() if name in found]
