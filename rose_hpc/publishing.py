@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -149,31 +149,48 @@ def _tree_facts(folder: Path, seal: bool) -> dict[str, Any]:
     files = size = 0
     if folder.is_symlink() or not folder.is_dir():
         raise RunError(f"{folder} is a folder no more", hint="a task may change what is in it, and must leave it there")
-    found = sorted(folder.rglob("*"))
-    for path in found:
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise RunError(
-                f"{path} is neither a file nor a folder", hint="keep only plain files in the policy and state"
-            )
-        if path.is_dir():
+    folders = [str(folder)]
+    for entry in _entries(str(folder)):
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(entry.path)
             continue
+        if not entry.is_file(follow_symlinks=False):
+            raise RunError(
+                f"{entry.path} is neither a file nor a folder", hint="keep only plain files in the policy and state"
+            )
         content = xxhash.xxh3_128()
-        with open(path, "rb") as file:
+        with open(entry.path, "rb", buffering=0) as file:
             while chunk := file.read(_CHUNK):
                 content.update(chunk)
                 size += len(chunk)
             if seal:
-                os.fsync(file.fileno())
-        if seal:
-            if path.stat().st_nlink > 1:  # a file outside would stay the committed one
-                _unlink_from_others(path)
-            path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
-        total.update(os.fsencode(path.relative_to(folder)) + f"\0{content.hexdigest()}\n".encode())
+                _seal(entry.path, file.fileno())
+        name = os.path.relpath(entry.path, folder) if len(folders) > 1 else entry.name
+        total.update(os.fsencode(name) + f"\0{content.hexdigest()}\n".encode())
         files += 1
-    if seal:
-        for path in (*(p for p in folder.rglob("*") if p.is_dir()), *([folder] if found else [])):
-            fsync_path(path)  # of an empty one there is nothing but its name, which is its own folder's
+    if seal and (files or len(folders) > 1):  # of an empty one there is nothing but its name, which its own folder has
+        for path in (*folders[1:], folders[0]):
+            fsync_path(Path(path))
     return {"digest": total.hexdigest(), "files": files, "bytes": size}
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Everything in a folder, in the order of its names; what is in folders of it, each behind its own."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        yield entry
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(entry.path)
+
+
+def _seal(path: str, file: int) -> None:
+    """Bring a file to the disk, and make it read-only."""
+    os.fsync(file)
+    status = os.fstat(file)
+    if status.st_nlink > 1:  # a file outside would stay the committed one
+        _unlink_from_others(Path(path))
+    os.chmod(path, stat.S_IMODE(status.st_mode) & ~0o222)  # noqa: PTH101 - a Path for each of many files is dear
 
 
 def _unlink_from_others(path: Path) -> None:
