@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rose_hpc.errors import RunError
+from rose_hpc.errors import RoseHpcError, RunError
 from rose_hpc.progress import Progress
 from rose_hpc.publishing import tree_facts
 from rose_hpc.rundir import RunDir
@@ -48,7 +48,7 @@ def checkpoints(run: RunDir, progress: Progress, window: int) -> list[int]:
 
 
 def check(run: RunDir, progress: Progress, window: int) -> None:
-    """Refuse to go on from files that are gone, or are not what was committed. Banks are not read.
+    """Refuse to go on from files that are gone, or are not what was committed. Of banks the header is read, no row.
 
     Raises:
         RunError: it names the file, what is the matter, and what can be done.
@@ -66,6 +66,19 @@ def check(run: RunDir, progress: Progress, window: int) -> None:
         if path.is_dir() and tree_facts(path)["digest"] != digest:
             what = f"{path} is not what the update of its iteration left: somebody has changed it"
             raise _refusal(run, progress, window, what)
+        if path.is_file() and (why := _differs(path, digest)):
+            what = f"{path} is not what the merge of its iteration left: {why}"
+            raise _refusal(run, progress, window, what)
+
+
+def _differs(bank: Path, digest: str) -> str | None:
+    """Why a bank is not the one with that digest, if it is not."""
+    from rose_hpc.experience.header import read_info  # here: few runs go on from banks, and status never does
+
+    try:
+        return None if read_info(bank).digest == digest else "it is another bank"
+    except RoseHpcError as error:
+        return error.message
 
 
 def _refusal(run: RunDir, progress: Progress, window: int, what: str) -> RunError:

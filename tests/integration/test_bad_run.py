@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +85,14 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no bank": (
         lambda run: (run / "iter-0002/bank.h5").unlink(),
         "iter-0002/bank.h5 is gone, and the run goes on from",
+    ),
+    "another bank": (
+        lambda run: shutil.copyfile(run / "iter-0001/bank.h5", run / "iter-0002/bank.h5"),
+        "iter-0002/bank.h5 is not what the merge of its iteration left: it is another bank",
+    ),
+    "a bank cut short": (
+        lambda run: os.truncate(run / "iter-0002/bank.h5", 4000),
+        "iter-0002/bank.h5 is not what the merge of its iteration left: ",
     ),
     "another policy": (replace_policy, "iter-0002/policy is not what the update of its iteration left"),
     "another state": (replace_state, "iter-0002/state is not what the update of its iteration left"),
@@ -162,3 +173,37 @@ def test_a_policy_replaced_between_update_and_check_is_found(finished: Path, tmp
     done = projects.rose_hpc("resume", folder / "r")
     assert "iter-0000/policy is not what the update of its iteration left" in done.stderr
     assert "--from-iteration" not in done.stderr, "there is nothing to branch from"
+
+
+#: what only looks, and what would write
+LOOKING = (("status",), ("logs",), ("watch",), ("report", "--output", "page.html"), ("export", "--output", "new"))
+WRITING = (("resume", "--max-iterations", "4"), ("resume", "--set", "check.threshold=35"), ("gc",), ("report",))
+
+
+def read_only(run: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line where the run directory is mounted read-only, which binds root, too."""
+    mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && cd . && exec "$@"'
+    verb, *options = arguments
+    command = [sys.executable, "-m", "rose_hpc", verb, str(run), *options]
+    words = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount, str(run)]
+    return subprocess.run([*words, *command], cwd=cwd, capture_output=True, text=True, timeout=90, check=False)
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> None:
+    if shutil.which("unshare") is None or read_only(tmp_path, "--version", cwd=tmp_path).returncode:
+        pytest.skip("optional extra: nothing can be mounted here")
+
+
+def test_a_read_only_run_can_be_looked_at_and_says_why_it_cannot_go_on(mounts: None, run: Path, tmp_path: Path) -> None:
+    """Where the run directory cannot be written to, one line says so and what to do; nothing is half done."""
+    before = committed(run)
+    for words in LOOKING:
+        done = read_only(run, *words, cwd=tmp_path)
+        assert done.returncode == 0, (words, done.stderr)
+    for words in WRITING:
+        done = read_only(run, *words, cwd=tmp_path)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), (words, done.stdout, done.stderr)
+        assert "Read-only file system; the file system is mounted read-only" in done.stderr, words
+    assert committed(run) == before
+    assert projects.rose_hpc("resume", run, "--set", "check.threshold=35").returncode == 0
