@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import derive_seed
 from rose_hpc.workflow import Environment, Work, Workflow
+
+#: where there are several nodes: with less, a copy costs more than it saves
+_LOCAL_POLICY_MB = 64
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,33 @@ class Place:
         }
 
 
-def collect(place: Place, environment: Environment, cwd: Path, argv: Sequence[str], *, brief: bool = False) -> Attempt:
-    """One environment's attempt at its shard; ``brief``: it is known to take hardly longer than a message."""
+def policy_to_copy(workflow: Workflow, progress: Progress, iteration: int, nodes: int) -> Mapping[str, Any] | None:
+    """What is known of the policy that environments of ``iteration`` have, if each node is to copy it; else None."""
+    least_mb = workflow.local_policy_mb
+    if least_mb is None:
+        least_mb = _LOCAL_POLICY_MB if nodes > 1 else 0
+    policy = progress.updates.get(iteration - 1, {}).get("policy")
+    if not nodes or not least_mb or policy is None or policy["bytes"] < least_mb * 1e6:
+        return None
+    return {"digest": policy["digest"], "bytes": policy["bytes"]}
+
+
+def collect(
+    place: Place,
+    environment: Environment,
+    cwd: Path,
+    argv: Sequence[str],
+    *,
+    brief: bool = False,
+    policy: Mapping[str, Any] | None = None,
+) -> Attempt:
+    """One environment's attempt at its shard.
+
+    Args:
+        place, environment, cwd, argv: whose, where, and what is executed.
+        brief: it is known to take hardly longer than a message.
+        policy: as of :func:`policy_to_copy`.
+    """
     variables = place.variables(environment.work) | {
         "ROSE_HPC_ENVIRONMENT": environment.name,
         "ROSE_HPC_PARAMETERS": json.dumps(dict(environment.parameters)),
@@ -90,7 +118,9 @@ def collect(place: Place, environment: Environment, cwd: Path, argv: Sequence[st
         "parameters": dict(environment.parameters),
     }
     seal = {"required": bool(environment.shard), "attributes": attributes}
-    return _attempt(place, environment.work, cwd, argv, variables, seal, brief=brief)
+    attempt = _attempt(place, environment.work, cwd, argv, variables, seal, brief=brief)
+    # the ranks of one attempt may be on several nodes
+    return attempt if policy is None or attempt.ranks > 1 else replace(attempt, policy=policy)
 
 
 def merge(place: Place, workflow: Workflow, shards: Mapping[Path, str], way: Way) -> Attempt:

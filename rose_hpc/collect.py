@@ -142,7 +142,9 @@ class Collect:
             failpoints.hit("rank-prepared")
             took_s = self.session.progress.expected_s("collect", name)
             brief = place.number == 1 and took_s is not None and took_s < BRIEF_S
-            attempt = attempts.collect(place, environment, self.workflow.cwd, argv, brief=brief)
+            progress, nodes = self.session.progress, self.tries.engine.nodes
+            policy = attempts.policy_to_copy(self.workflow, progress, iteration, nodes)
+            attempt = attempts.collect(place, environment, self.workflow.cwd, argv, brief=brief, policy=policy)
             try:
                 return Collected(place, work, *await self.tries.carry_out(place, work, attempt, call, on_start))
             finally:

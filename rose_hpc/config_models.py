@@ -60,6 +60,9 @@ class Loop(Model):
     """Ranks at once; as many as there are cores if not set."""
     waves: bool = True
     """Whether environments may run one after another where not all fit at once; false refuses such a run."""
+    local_policy_mb: Annotated[float, Field(ge=0)] | None = None
+    """MB from which a policy is copied once to each node ($SLURM_TMPDIR, $TMPDIR or /tmp), where environments read it;
+    0: never; 64, and only where there are several nodes, if not set."""
 
 
 class Merge(Model):

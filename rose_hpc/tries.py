@@ -145,6 +145,8 @@ class Tries:
         if on_start is None:
             self.session.started(place.iteration, place.stage)
         outcome, value = await self.engine.run(attempt, call, on_start)
+        if outcome.notice:
+            self.session.warn(outcome.notice)
         if not outcome.ok:
             await self.fail(place, outcome, outcome.message, outcome.reason, work)
         return outcome, value

@@ -144,6 +144,7 @@ class Workflow:
         window: iterations whose banks the update sees as one.
         verify, workers, way: how shards are merged.
         waves: whether environments may run one after another where not all fit at once.
+        local_policy_mb: size from which a policy is copied to each node; 0: never; None: on several nodes, from 64 on.
         patience: with how few environments an iteration goes on.
         parameters: of this learner, for every task (environments have them beside their own).
     """
@@ -160,6 +161,7 @@ class Workflow:
     way: str = "auto"
     max_concurrent: int | None = None
     waves: bool = True
+    local_policy_mb: float | None = None
     retention: Retention = field(default_factory=Retention)
     patience: Patience = field(default_factory=Patience)
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -240,6 +242,7 @@ def from_config(config: Config, learner: Mapping[str, Any] | None = None) -> Wor
         way=config.merge.way,
         max_concurrent=config.loop.max_concurrent,
         waves=config.loop.waves,
+        local_policy_mb=config.loop.local_policy_mb,
         retention=Retention(config.retention.policies, config.retention.banks, config.retention.shards),
         patience=Patience(merge.min_environments, merge.deadline_s, merge.max_policy_lag, merge.max_misses),
         parameters=parameters,

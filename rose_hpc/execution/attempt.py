@@ -65,7 +65,8 @@ class Attempt(_Plain):
 
     Attributes:
         id: unique within the run, for ever (iteration, stage, environment, driver's epoch, number).
-        kind: ``command`` runs ``argv``; ``function`` calls what travels beside the attempt; ``merge`` reduces shards.
+        kind: ``command`` runs ``argv``; ``function`` calls what travels beside the attempt; ``merge`` reduces shards;
+            ``fetch`` is a supervisor's own, and copies a policy to its node.
         argv: the command, argument by argument.
         cwd: the folder it runs in.
         env: what is set in its environment (``ROSE_HPC_*``, thread limits), over the supervisor's own.
@@ -79,6 +80,8 @@ class Attempt(_Plain):
         nodes: the nodes it has, where it was placed on more than cores: the hosts of an MPI program.
         avoid: nodes it is not placed on while there are others that could hold it.
         seal: None, or how to seal the shard at ``env["ROSE_HPC_SHARD"]``: ``required`` (bool), ``attributes``.
+        policy: None, or ``digest`` and ``bytes`` of the folder at ``env["ROSE_HPC_POLICY"]``, which is large: the node
+            is to have one copy of it, that is read instead (:mod:`rose_hpc.execution.nearby`).
         merge: None, or arguments of the reduction: ``shards`` (path: digest), ``bank``, ``verify``, ``workers``,
             ``attributes``; which ``way`` it goes, and which ``phase`` of that this is (``whole``, or ``begin``,
             ``copy`` as one ``part`` of several ``parts``, and ``finish``: see :mod:`rose_hpc.execution.merging`; or
@@ -87,7 +90,7 @@ class Attempt(_Plain):
     """
 
     id: str
-    kind: Literal["command", "function", "merge"]
+    kind: Literal["command", "function", "merge", "fetch"]
     argv: Sequence[str] = ()
     cwd: str = "."
     env: Mapping[str, str] = field(default_factory=dict)
@@ -101,6 +104,7 @@ class Attempt(_Plain):
     nodes: Sequence[str] = ()
     avoid: Sequence[str] = ()
     seal: Mapping[str, Any] | None = None
+    policy: Mapping[str, Any] | None = None
     merge: Mapping[str, Any] | None = None
 
 
@@ -124,6 +128,7 @@ class Outcome(_Plain):
         info: the sealed shard or merged bank (``ShardInfo.to_json()``), or None.
         paths: files the reason speaks of.
         max_rss_mb: the most memory its process used, MiB, where known.
+        notice: what people should be told, though it may have gone well.
     """
 
     id: str
@@ -138,3 +143,4 @@ class Outcome(_Plain):
     info: Mapping[str, Any] | None = None
     paths: Sequence[str] = ()
     max_rss_mb: float | None = None
+    notice: str = ""

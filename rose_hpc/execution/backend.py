@@ -83,6 +83,11 @@ class AttemptBackend:
         return tuple(cores for cores in self.pool.slots.free.values() if cores) or (1,)
 
     @property
+    def nodes(self) -> int:
+        """How many there are now."""
+        return len(self.pool.slots.total)
+
+    @property
     def width(self) -> int:
         """Attempts of one core that run at once."""
         return self.pool.width

@@ -74,6 +74,11 @@ class Engine:
         return self._ensemble is not None
 
     @property
+    def nodes(self) -> int:
+        """How many have supervisors of ours."""
+        return int(getattr(self._backend, "nodes", 1)) if self.carries_attempts else 0
+
+    @property
     def width(self) -> int | None:
         """Attempts that may be handed over at once; None where the backend queues them itself."""
         return None if self._ensemble is not None else self.cores or available_cores()

@@ -142,6 +142,13 @@ def _merged(message: Mapping[str, Any], info: Any, seconds: float) -> Answer:
     return {"ok": True, "info": info.to_json() | {"returns": returns_of(info)}}, b""
 
 
+def fetch(message: Mapping[str, Any]) -> Answer:
+    """Copy a policy to this node."""
+    from rose_hpc.execution import nearby
+
+    return {"ok": True, "info": nearby.fetch(message)}, b""
+
+
 def _recorded(shards: Mapping[str, str]) -> list[Any]:
     """What the shards say of themselves, which the merge then holds their bytes against.
 
@@ -169,7 +176,7 @@ def answer(message: Mapping[str, Any], payload: bytes) -> Answer:
     try:
         if operation == "function":
             return call(message, payload)
-        return seal(message) if operation == "seal" else merge(message)
+        return {"seal": seal, "merge": merge, "fetch": fetch}[operation](message)
     except CallError as error:
         traceback.print_exception(error)  # into the attempt's log
         return {"ok": False, "reason": "error", "message": error.message}, b""

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,21 @@ VARIABLE = "_ROSE_HPC_KEEPER"
 _PAUSE_S = 0.05
 #: how long it kills before it leaves the rest to the kernel
 _PATIENCE_S = 5.0
+
+
+def folder_of(mark: str, environ: Mapping[str, str]) -> Path:
+    """The folder on this node's own disk of the supervisor with that mark; it may not be there."""
+    places = (environ.get("SLURM_TMPDIR"), environ.get("TMPDIR"), "/tmp")  # noqa: S108 - a name nobody can guess
+    able = (place for place in places if place and os.access(place, os.W_OK | os.X_OK))
+    return Path(next(able, "/tmp"), f"rose-hpc-{mark}")  # noqa: S108
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of ours on this node, as far as that can be."""
+    if folder.exists():
+        from shutil import rmtree  # here: a rank is smaller without it
+
+        rmtree(folder, ignore_errors=True)
 
 
 def start() -> None:
@@ -52,6 +68,7 @@ def _keep(waiting: int, mark: str) -> None:
         while os.read(3, 1):
             pass
         _kill_marked(mark.encode())
+        remove(folder_of(mark, os.environ))
     finally:
         os._exit(0)
 

@@ -30,6 +30,7 @@ from rose_hpc.execution.jobs import (
     with_deadline,
 )
 from rose_hpc.execution.mpi import launch
+from rose_hpc.execution.nearby import POLICY, Nearby
 from rose_hpc.execution.orphans import ATTEMPT_VARIABLE, adopt, end_all_orphans, end_orphans
 from rose_hpc.execution.stopped import is_stopped
 
@@ -56,6 +57,7 @@ class Supervisor:
         self.waiting: deque[Job] = deque()  # for the service
         self.path: list[str] = []
         self.behind = Behind()
+        self.near = Nearby()
         self._said: list[tuple[Mapping[str, Any], bytes]] = []
         self._tell_at = float("inf")  # monotonic
         self.done = False
@@ -99,6 +101,11 @@ class Supervisor:
             self._next_of(lane)
             return
         self.jobs[attempt.id] = job
+        if attempt.policy is None or self._has_policy(job):
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        attempt, payload = job.attempt, job.payload
         if attempt.kind == "command":
             self._start_command(job)
         elif attempt.kind == "function":
@@ -112,6 +119,38 @@ class Supervisor:
             self._say({"op": "started", "id": attempt.id, "pid": host.child.pid})
         else:
             self._serve(job)
+
+    def _has_policy(self, job: Job) -> bool:
+        """Whether it can begin; else it does once its policy has been copied to this node."""
+        if self.near.has(job):
+            return True
+        try:
+            fetch = self.near.wait(job)
+        except OSError as error:
+            self._tell_of_policy(job, str(error))
+            self.near.give_up(job)
+            return True
+        if fetch is not None:
+            self.near.clear({each.attempt.env.get(POLICY, "") for each in self.jobs.values()})
+            self._serve(Job(fetch, b""))
+        return False
+
+    def _fetched(self, fetch: Attempt, copied: bool, problem: str = "") -> None:
+        """A policy is on this node, or will not be: whoever waits for it begins."""
+        source, target = ((fetch.policy or {})[key] for key in ("source", "target"))
+        failpoints.hit("policy-settled")
+        for job in self.near.settle(source, target, copied):
+            if problem:
+                self._tell_of_policy(job, problem)
+                problem = ""
+            self.near.has(job)
+            job.started = time.monotonic()
+            self._begin(job)
+
+    def _tell_of_policy(self, job: Job, problem: str) -> None:
+        text = f"the policy is read from the run directory by every rank on {self.node}: no copy of it there: {problem}"
+        job.facts["notice"] = text
+        job.log.write("stderr", f"[rose-hpc] {text}\n".encode())
 
     def _function_host(self, attempt: Attempt) -> Host:
         """A resting host that began with this attempt's threads and GPUs: libraries read those variables once."""
@@ -150,6 +189,8 @@ class Supervisor:
                 self._say_done(Outcome(identifier, ok=False, reason=why, message=why, node=self.node), b"")
         elif job in self.waiting:
             self.waiting.remove(job)
+            self._finish(job, "cancelled", "cancelled")
+        elif self.near.forget(job):
             self._finish(job, "cancelled", "cancelled")
         elif job.child is not None:
             job.child.ask_to_end("cancelled", time.monotonic())
@@ -212,12 +253,18 @@ class Supervisor:
         try:
             self.service = self.service or self._new_host(service=True)
         except OSError as error:
-            self._finish(job, "spawn", f"no process to merge in could be started: {error}")
+            problem = f"no process to merge in could be started: {error}"
+            if job.attempt.kind == "fetch":
+                self._fetched(job.attempt, copied=False, problem=problem)
+            else:
+                self._finish(job, "spawn", problem)
             return
         if job.attempt.kind == "merge":
             timeout_s = job.attempt.timeout_s or SERVICE_TIMEOUT_S
             self.service.ask(job, "merge", dict(job.attempt.merge or {}), b"", timeout_s)
             self._say({"op": "started", "id": job.attempt.id, "pid": self.service.child.pid})
+        elif job.attempt.kind == "fetch":
+            self.service.ask(job, "fetch", dict(job.attempt.policy or {}), b"", SERVICE_TIMEOUT_S)
         else:
             seal = job.attempt.seal or {}
             message = {"shard": job.attempt.env["ROSE_HPC_SHARD"], "attributes": seal.get("attributes", {})}
@@ -244,7 +291,9 @@ class Supervisor:
         answer, job.value = (frame[0], frame[1] or job.value)
         self._limit_memory(host, job, answer.get("rss_mb"))
         host.release()
-        if not answer["ok"]:
+        if host.operation == "fetch":
+            self._fetched(job.attempt, bool(answer.get("info")), answer.get("message", ""))
+        elif not answer["ok"]:
             job.facts["paths"] = answer.get("paths", ())
             self._finish(job, answer["reason"], answer["message"])
         elif host.operation == "function":
@@ -274,6 +323,10 @@ class Supervisor:
             self.hosts.remove(host)
         if host.job is not None:
             reason, message = why_it_ended(host.child, code, host.job.attempt.timeout_s)
+            if host.operation == "fetch":
+                self._fetched(host.job.attempt, copied=False, problem=f"copying it {message}")
+                self._next_service()
+                return
             if host.operation != "function" and reason not in ("timeout", "cancelled", "stopped"):
                 reason, message = ("shard", f"reading its shard crashed: {message}")
             self._finish(host.job, reason, message)
@@ -361,4 +414,5 @@ class Supervisor:
             child.signal(signal.SIGKILL)
         if self._adopts:
             end_all_orphans({child.pid for child in self.children}, timeout_s=2.0)
+        self.near.remove()
         self.done = True

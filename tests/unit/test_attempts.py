@@ -172,3 +172,30 @@ def test_attempts_and_outcomes_travel_as_json():
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
     with pytest.raises(ValueError, match=r"Outcome: unknown fields \['colour'\]"):
         Outcome.from_json({**outcome.to_json(), "colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("least_mb", "nodes", "size_mb", "copied"),
+    [
+        *[(None, 2, 64, True), (None, 2, 63, False), (None, 1, 5000, False)],
+        *[(10, 1, 10, True), (10, 3, 9, False), (0, 3, 5000, False), (10, 0, 5000, False)],
+    ],
+)
+def test_which_policies_are_copied_to_nodes(least_mb, nodes, size_mb, copied):
+    """Large ones, on several nodes or where a size is given; never where no supervisors of ours are (0 nodes)."""
+    progress = Progress()
+    policy = {"digest": "d", "files": 1, "bytes": size_mb * 1_000_000}
+    progress.apply({"kind": "stage", "iteration": 3, "stage": "update", "policy": policy, "state": policy})
+    workflow = replace(WORKFLOW, local_policy_mb=least_mb)
+    facts = attempts.policy_to_copy(workflow, progress, 4, nodes)
+    assert facts == ({"digest": "d", "bytes": policy["bytes"]} if copied else None)
+    assert attempts.policy_to_copy(workflow, progress, 0, nodes) is None  # there is none yet
+
+
+def test_ranks_that_may_be_on_several_nodes_read_no_copy():
+    """An MPI program's ranks find the policy in the run directory, whatever its size."""
+    policy = {"digest": "d", "bytes": 1}
+    several = replace(ENVIRONMENT, work=replace(ENVIRONMENT.work, resources=Resources(4, 1)))
+    for environment, expected in ((ENVIRONMENT, policy), (several, None)):
+        made = attempts.collect(place("collect", 1, "env_1"), environment, Path("/project"), ("env",), policy=policy)
+        assert made.policy == expected

@@ -147,6 +147,10 @@ def scripted_slurm(trial: Trial) -> Mapping[str, str]:
 SCENARIOS = {
     "a configuration": Scenario(Tiny("config", window=2)),
     "a streamed merge": Scenario(Tiny("config", iterations=2, way="stream")),
+    "policies on the node": Scenario(
+        Tiny("config", iterations=2, local_policy_mb=1e-6),
+        env=lambda trial: {"TMPDIR": "/dev/shm"},  # noqa: S108 - another file system than the run's
+    ),
     "retention": Scenario(Tiny("config", policies=1)),
     "commands of a program": Scenario(Tiny("commands", iterations=2)),
     "functions of a program": Scenario(Tiny("functions", iterations=2)),

@@ -80,6 +80,7 @@ _CONFIG = """
     [loop]
     max_iterations = {iterations}
     max_concurrent = 4
+    local_policy_mb = {local_policy_mb}
     [merge]
     window = {window}
     way = "{way}"
@@ -207,6 +208,7 @@ class Tiny:
         policies, shards: retention (a configuration's alone).
         learners: how many there are side by side, of a configuration or of a program with one environment.
         way: of merging; with ``stream`` the first environment of a configuration waits until the second is in the bank.
+        local_policy_mb: size from which a policy is copied to the node; 0: never (a configuration's alone).
     """
 
     form: Form = "config"
@@ -217,6 +219,7 @@ class Tiny:
     shards: bool = False
     learners: int = 1
     way: str = "auto"
+    local_policy_mb: float = 0
     seed: int = 11
 
     def write(self, folder: Path) -> Path:
@@ -243,6 +246,7 @@ class Tiny:
             iterations=self.iterations,
             window=self.window,
             way=self.way,
+            local_policy_mb=self.local_policy_mb,
             policies='"all"' if self.policies == "all" else self.policies,
             shards=str(self.shards).lower(),
             sweep=f"[sweep]\n    repeat = {self.learners}" if self.learners > 1 else "",
