@@ -51,7 +51,7 @@ def decide(progress: Progress, lives: bool, jobs: Sequence[JobRecord], queue: Qu
     if queue.error:
         return _from_files(progress, jobs, queue, ended)
     seen = [(record, job) for record in jobs if (job := queue.of(record)) is not None]
-    if any(job.running and not _driver_ended(progress, record) for record, job in seen):
+    if any(job.running and not _driver_ended(progress, record, jobs) for record, job in seen):
         return Verdict("running")
     if any(job.queued for _, job in seen):
         return Verdict("pending", held(jobs, queue))
@@ -126,11 +126,15 @@ def _since_end(progress: Progress, jobs: Sequence[JobRecord]) -> list[JobRecord]
     return [record for record in jobs if record.time > end]
 
 
-def _driver_ended(progress: Progress, record: JobRecord) -> bool:
-    """Whether the journal has the end of the driver in this job, or of a later one: Slurm is only slow to tell."""
-    if not progress.jobs or progress.end is None:
+def _driver_ended(progress: Progress, record: JobRecord, jobs: Sequence[JobRecord]) -> bool:
+    """Whether the journal has the end of the driver in this job, or in one submitted after it: Slurm is slow to tell.
+
+    A job of a chain may be running, its driver not begun yet, when all there is to see is the end of the one before.
+    """
+    if progress.end is None:
         return False
-    return bool(str(progress.jobs[-1].get("job")) == record.job or progress.end["time"] > record.time)
+    driven = {str(each.get("job")) for each in progress.jobs}
+    return any(each.job in driven for each in jobs[jobs.index(record) :])
 
 
 def _from_files(progress: Progress, jobs: Sequence[JobRecord], queue: Queue, ended: str) -> Verdict:

@@ -49,6 +49,8 @@ RUNNING = ("7", "RUNNING", "None")
         ([BEGUN, STOPPED], False, [record("7")], queue(RUNNING), "stopped"),
         ([BEGUN, STOPPED], False, [record("7")], queue(PENDING), "pending"),
         ([BEGUN, STOPPED], False, [record("7"), record("8")], queue(("8", "PENDING", "Dependency")), "pending"),
+        ([BEGUN, STOPPED], False, [record("7"), record("8")], queue(("8", "RUNNING", "None")), "running"),
+        ([{**BEGUN, "job": "8"}, STOPPED], False, [record("7"), record("8")], queue(RUNNING), "stopped"),
         ([BEGUN, CONVERGED], False, [record("7"), record("8")], queue(("8", "PENDING", "None")), "converged"),
         ([BEGUN, CONVERGED], False, [record("7"), record("8", 130.0)], queue(("8", "PENDING", "None")), "pending"),
         ([], False, [record("7")], queue(("7", "COMPLETED", "None")), "stopped"),
