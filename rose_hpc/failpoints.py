@@ -7,6 +7,7 @@ The code says ``failpoints.hit("shard-published")`` between two steps that a cra
   first by default) sends itself SIGNAL (``KILL`` by default; ``STOP`` holds it there). If
   ``ROSE_HPC_FAILPOINT_MARK`` names a file, that file is made first, and where it exists nobody dies: one death in all,
   however many processes have the variable.
+- ``NAME:1:WAIT``: whoever comes to that point makes that file, and waits there until FILE.go is beside it.
 - ``?``: nobody dies, and the names go to the file of ``ROSE_HPC_FAILPOINT_MARK``, a line for each time.
 
 Every name is used in one place of the code; the fault campaign (``tests/faults``) dies at each, and fails for a point
@@ -32,7 +33,9 @@ def armed(environment: Mapping[str, str]) -> Hit:
     name, mark = environment.get(VARIABLE, ""), environment.get(MARK_VARIABLE, "")
     if not name:
         return _nothing
-    return _noting(mark) if name == "?" else _dying(name, mark)
+    if name == "?":
+        return _noting(mark)
+    return _waiting(name.partition(":")[0], mark) if name.endswith(":WAIT") else _dying(name, mark)
 
 
 def _nothing(name: str) -> None:
@@ -44,6 +47,16 @@ def _noting(path: str) -> Hit:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.write(file, f"{name}\n".encode())
         os.close(file)
+
+    return hit
+
+
+def _waiting(wanted: str, mark: str) -> Hit:
+    def hit(name: str) -> None:
+        if name == wanted:
+            _first(mark)
+            while not os.access(f"{mark}.go", os.F_OK):
+                time.sleep(0.02)
 
     return hit
 

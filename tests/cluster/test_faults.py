@@ -30,7 +30,7 @@ HELD = """
     while not os.path.exists("go"):
         time.sleep(0.05)
 """
-STAGES = ("collect", "update", "check")
+STAGES = ("collect", "merge", "update", "check")
 #: the environment writes a shard, so that the bank shows what was counted how often
 TOY = {"environment": projects.ENVIRONMENT, "update": projects.UPDATE, "check": projects.CHECK}
 CONFIG = """
@@ -76,6 +76,7 @@ class Case:
     site: Site
     folder: Path
     jobs: list[str]
+    stage: str
 
     @property
     def run(self) -> Path:
@@ -83,12 +84,22 @@ class Case:
 
     def up(self, job: str | None = None, restarts: int = 0) -> str:
         """Wait until the stage is up in that job; the job."""
-        wanted = f"{job or self.jobs[0]} {restarts}"
-        projects.wait_for(lambda: (self.folder / "up").read_text() == wanted, 180)
-        return wanted.split()[0]
+        job = job or self.jobs[0]
+        if self.stage == "merge":
+            projects.wait_for(lambda: self.drivers()[-1:] == [(job, restarts)] and self.merging.exists(), 180)
+            self.merging.unlink()
+        else:
+            projects.wait_for(lambda: (self.folder / "up").read_text() == f"{job} {restarts}", 180)
+        return job
+
+    @property
+    def merging(self) -> Path:
+        """What a merge makes before it waits."""
+        return self.folder / "merging"
 
     def go(self) -> None:
         (self.folder / "go").touch()
+        (self.folder / "merging.go").touch()
 
     def ends(self) -> list[tuple[str, str]]:
         return [(record["state"], record["reason"]) for record in projects.records(self.run, "end")]
@@ -123,11 +134,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def held(site: Site, folder: Path, stage: str, *sets: str, engine: str = "embedded") -> Case:
     """Submit a run that is held in that stage, in a job of one node."""
     script = {"collect": "environment"}.get(stage, stage)
-    files = {**TOY, script: textwrap.dedent(HELD) + textwrap.dedent(TOY[script])}
+    files, env = dict(TOY), {"ROSE_HPC_ENGINE": engine}
+    if stage == "merge":
+        env |= {"ROSE_HPC_FAILPOINT": "bank-copied:1:WAIT", "ROSE_HPC_FAILPOINT_MARK": str(folder / "merging")}
+    else:
+        files[script] = textwrap.dedent(HELD) + textwrap.dedent(TOY[script])
     projects.write_project(folder, **files, config=CONFIG)
     words = [word for each in ("slurm.cpus_per_task=4", *sets) for word in ("--set", each)]
-    out = site.rose_hpc("submit", "config.toml", "--run-dir", "r", "--json", *words, cwd=folder, ROSE_HPC_ENGINE=engine)
-    return Case(site, folder, list(json.loads(out)["jobs"]))
+    out = site.rose_hpc("submit", "config.toml", "--run-dir", "r", "--json", *words, cwd=folder, **env)
+    return Case(site, folder, list(json.loads(out)["jobs"]), stage)
 
 
 #: what the short form submits, by test: the stage, and settings

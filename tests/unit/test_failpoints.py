@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import projects
 import pytest
 
 import rose_hpc
@@ -37,6 +38,18 @@ def test_nobody_dies_elsewhere(tmp_path, spec):
     """Without the variable, and at other points or counts, nothing happens."""
     done = run(tmp_path, spec)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 4)
+
+
+def test_a_process_waits_where_it_is_told(tmp_path):
+    """It says that it is there, and goes on when it may, and whenever it comes there again."""
+    env = {failpoints.VARIABLE: "here:1:WAIT", failpoints.MARK_VARIABLE: str(tmp_path / "mark")}
+    with subprocess.Popen([sys.executable, "-c", CODE], env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"0\n"
+        projects.wait_for((tmp_path / "mark").exists)
+        assert process.poll() is None
+        (tmp_path / "mark.go").touch()
+        assert (process.stdout.read(), process.wait()) == (b"1\n2\n3\n", 0)
 
 
 def test_points_can_be_listed(tmp_path):
