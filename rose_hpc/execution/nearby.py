@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rose_hpc import failpoints
 from rose_hpc.execution import keeper
 from rose_hpc.execution.attempt import Attempt
 from rose_hpc.execution.jobs import Job
@@ -25,53 +27,65 @@ _ROOM = 256 * 1024 * 1024
 
 
 class Nearby:
-    """What is on this node, and who waits for it."""
+    """What is on this node, and who waits for it.
 
-    def __init__(self) -> None:
+    Args:
+        node: its name.
+        jobs: of the supervisor, by their attempts.
+        begin: begins a job that has waited.
+        serve: has the service carry out a job of ours, of the kind ``fetch``; :meth:`fetched` is then to be called.
+    """
+
+    def __init__(
+        self, node: str, jobs: Mapping[str, Job], begin: Callable[[Job], None], serve: Callable[[Job], None]
+    ) -> None:
+        self._node = node
+        self._jobs = jobs
+        self._begin = begin
+        self._serve = serve
         mark = os.environ.get(keeper.VARIABLE, "").rpartition(":")[2] or uuid.uuid4().hex
-        self.folder = keeper.folder_of(mark, os.environ)
+        self._folder = keeper.folder_of(mark, os.environ)
         self._copies: dict[str, str] = {}  # where to read a policy that one was asked for
         self._waiting: dict[str, list[Job]] = {}
         self._count = 0
 
     def has(self, job: Job) -> bool:
-        """Whether it is known where the job reads its policy; if so, the job is told."""
+        """Whether a job's policy is at hand; else it begins once that has been copied, or cannot be."""
         source = job.attempt.env[POLICY]
-        if (copy := self._copies.get(source)) is not None:
-            job.attempt = replace(job.attempt, env={**job.attempt.env, POLICY: copy})
-        return copy is not None
-
-    def wait(self, job: Job) -> Attempt | None:
-        """Have the job wait for its policy; what is to be carried out for that, if nobody else waits for it.
-
-        Raises:
-            OSError: there is no folder to copy it to.
-        """
-        source = job.attempt.env[POLICY]
-        if (waiting := self._waiting.get(source)) is not None:
-            waiting.append(job)
-            return None
-        with suppress(FileExistsError):
-            self.folder.mkdir(mode=0o700)
-        found = self.folder.lstat()
-        if found.st_uid != os.getuid() or found.st_mode & 0o077 or not stat.S_ISDIR(found.st_mode):
-            raise OSError(f"{self.folder} is somebody else's")
+        if source in self._copies:
+            self._point(job)
+            return True
+        if source in self._waiting:
+            self._waiting[source].append(job)
+            return False
+        try:
+            self._make_folder()
+        except OSError as error:
+            self._copies[source] = source
+            self._tell(job, str(error))
+            return True
+        self._clear()
         self._waiting[source] = [job]
         self._count += 1
-        target = self.folder / f"policy-{self._count}"
+        target = self._folder / f"policy-{self._count}"
         facts = {**(job.attempt.policy or {}), "source": source, "target": str(target)}
-        return Attempt(id=f"{job.attempt.id}-policy", kind="fetch", policy=facts)
+        self._serve(Job(Attempt(id=f"{job.attempt.id}-policy", kind="fetch", policy=facts), b""))
+        return False
 
-    def settle(self, source: str, target: str, copied: bool) -> list[Job]:
-        """From now on a policy is read from its copy, if it was copied; who has waited for it."""
+    def fetched(self, fetch: Job, copied: bool, problem: str = "") -> None:
+        """A policy was copied, or was not: whoever waits for it begins, and one of them tells of the problem."""
+        source, target = ((fetch.attempt.policy or {})[key] for key in ("source", "target"))
+        failpoints.hit("policy-settled")
         if not copied:
             keeper.remove(Path(target))
         self._copies[source] = target if copied else source
-        return self._waiting.pop(source, [])
-
-    def give_up(self, job: Job) -> None:
-        """From now on this job's policy is read where it is."""
-        self._copies[job.attempt.env[POLICY]] = job.attempt.env[POLICY]
+        for job in self._waiting.pop(source):
+            if problem:
+                self._tell(job, problem)
+                problem = ""
+            self._point(job)
+            job.started = time.monotonic()
+            self._begin(job)
 
     def forget(self, job: Job) -> bool:
         """Let a job go that waits; whether there was any."""
@@ -81,16 +95,35 @@ class Nearby:
             return True
         return False
 
-    def clear(self, used: Collection[str]) -> None:
-        """Remove the copies that nobody uses."""
+    def remove(self) -> None:
+        """Remove everything."""
+        keeper.remove(self._folder)
+
+    def _make_folder(self) -> None:
+        with suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700)
+        found = self._folder.lstat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o077 or not stat.S_ISDIR(found.st_mode):
+            raise OSError(f"{self._folder} is somebody else's")
+
+    def _point(self, job: Job) -> None:
+        env = job.attempt.env
+        job.attempt = replace(job.attempt, env={**env, POLICY: self._copies[env[POLICY]]})
+
+    def _tell(self, job: Job, problem: str) -> None:
+        text = (
+            f"the policy is read from the run directory by every rank on {self._node}: no copy of it there: {problem}"
+        )
+        job.facts["notice"] = text
+        job.log.write("stderr", f"[rose-hpc] {text}\n".encode())
+
+    def _clear(self) -> None:
+        """Remove the copies that nobody uses any more."""
+        used = {job.attempt.env.get(POLICY) for job in self._jobs.values()}
         for source, copy in list(self._copies.items()):
             if copy != source and copy not in used:
                 del self._copies[source]
                 keeper.remove(Path(copy))
-
-    def remove(self) -> None:
-        """Remove everything."""
-        keeper.remove(self.folder)
 
 
 def fetch(message: Mapping[str, Any]) -> bool:
@@ -102,7 +135,7 @@ def fetch(message: Mapping[str, Any]) -> bool:
     Raises:
         RunError, OSError: there is no room for it, or it cannot be copied; nothing is left of it.
     """
-    from rose_hpc import failpoints, publishing
+    from rose_hpc import publishing  # here: a rank is smaller without it
     from rose_hpc.errors import RunError
 
     source, target = Path(message["source"]), Path(message["target"])

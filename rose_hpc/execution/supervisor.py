@@ -30,7 +30,7 @@ from rose_hpc.execution.jobs import (
     with_deadline,
 )
 from rose_hpc.execution.mpi import launch
-from rose_hpc.execution.nearby import POLICY, Nearby
+from rose_hpc.execution.nearby import Nearby
 from rose_hpc.execution.orphans import ATTEMPT_VARIABLE, adopt, end_all_orphans, end_orphans
 from rose_hpc.execution.stopped import is_stopped
 
@@ -57,7 +57,7 @@ class Supervisor:
         self.waiting: deque[Job] = deque()  # for the service
         self.path: list[str] = []
         self.behind = Behind()
-        self.near = Nearby()
+        self.near = Nearby(self.node, self.jobs, self._begin, self._serve)
         self._said: list[tuple[Mapping[str, Any], bytes]] = []
         self._tell_at = float("inf")  # monotonic
         self.done = False
@@ -101,7 +101,7 @@ class Supervisor:
             self._next_of(lane)
             return
         self.jobs[attempt.id] = job
-        if attempt.policy is None or self._has_policy(job):
+        if attempt.policy is None or self.near.has(job):
             self._begin(job)
 
     def _begin(self, job: Job) -> None:
@@ -119,38 +119,6 @@ class Supervisor:
             self._say({"op": "started", "id": attempt.id, "pid": host.child.pid})
         else:
             self._serve(job)
-
-    def _has_policy(self, job: Job) -> bool:
-        """Whether it can begin; else it does once its policy has been copied to this node."""
-        if self.near.has(job):
-            return True
-        try:
-            fetch = self.near.wait(job)
-        except OSError as error:
-            self._tell_of_policy(job, str(error))
-            self.near.give_up(job)
-            return True
-        if fetch is not None:
-            self.near.clear({each.attempt.env.get(POLICY, "") for each in self.jobs.values()})
-            self._serve(Job(fetch, b""))
-        return False
-
-    def _fetched(self, fetch: Attempt, copied: bool, problem: str = "") -> None:
-        """A policy is on this node, or will not be: whoever waits for it begins."""
-        source, target = ((fetch.policy or {})[key] for key in ("source", "target"))
-        failpoints.hit("policy-settled")
-        for job in self.near.settle(source, target, copied):
-            if problem:
-                self._tell_of_policy(job, problem)
-                problem = ""
-            self.near.has(job)
-            job.started = time.monotonic()
-            self._begin(job)
-
-    def _tell_of_policy(self, job: Job, problem: str) -> None:
-        text = f"the policy is read from the run directory by every rank on {self.node}: no copy of it there: {problem}"
-        job.facts["notice"] = text
-        job.log.write("stderr", f"[rose-hpc] {text}\n".encode())
 
     def _function_host(self, attempt: Attempt) -> Host:
         """A resting host that began with this attempt's threads and GPUs: libraries read those variables once."""
@@ -255,7 +223,7 @@ class Supervisor:
         except OSError as error:
             problem = f"no process to merge in could be started: {error}"
             if job.attempt.kind == "fetch":
-                self._fetched(job.attempt, copied=False, problem=problem)
+                self.near.fetched(job, copied=False, problem=problem)
             else:
                 self._finish(job, "spawn", problem)
             return
@@ -292,7 +260,7 @@ class Supervisor:
         self._limit_memory(host, job, answer.get("rss_mb"))
         host.release()
         if host.operation == "fetch":
-            self._fetched(job.attempt, bool(answer.get("info")), answer.get("message", ""))
+            self.near.fetched(job, bool(answer.get("info")), answer.get("message", ""))
         elif not answer["ok"]:
             job.facts["paths"] = answer.get("paths", ())
             self._finish(job, answer["reason"], answer["message"])
@@ -324,7 +292,7 @@ class Supervisor:
         if host.job is not None:
             reason, message = why_it_ended(host.child, code, host.job.attempt.timeout_s)
             if host.operation == "fetch":
-                self._fetched(host.job.attempt, copied=False, problem=f"copying it {message}")
+                self.near.fetched(host.job, copied=False, problem=f"copying it {message}")
                 self._next_service()
                 return
             if host.operation != "function" and reason not in ("timeout", "cancelled", "stopped"):

@@ -108,3 +108,27 @@ def test_a_node_that_is_lost_while_it_copies(tmp_path: Path) -> None:
     cluster.env_of["n2"] = {VARIABLE: "attempt-received"}  # n1 begins; with its part n2 dies
     play(scenario, cluster, "n1", "n2")
     assert read_info(tmp_path / "second.h5").digest == merge_shards(paths, tmp_path / "alone.h5").digest
+
+
+def test_a_stream_goes_on_wherever_there_is_room(tmp_path: Path) -> None:
+    """What one node has begun another goes on with, and a third ends; the bank is that of a single process."""
+    paths = shards.write_all(tmp_path, LENGTHS, width=8)
+    alone = merge_shards(paths, tmp_path / "alone.h5", workers=1, attributes={"run": "r", "iteration": 3})
+
+    async def scenario(cluster: Cluster) -> None:
+        async def on(node: str, each: Attempt) -> Outcome:
+            (client,) = [client for client in cluster.hub.clients.values() if client.node == node]
+            return (await client.run(each))[0]
+
+        for node, numbers in (("n1", [3, 1]), ("n2", [0]), ("n3", [])):
+            given = [paths[number] for number in numbers] or paths
+            phase = {"phase": "stream", "rows": LENGTHS, "numbers": numbers} if numbers else {"phase": "stream-end"}
+            each = attempt(given, tmp_path / "bank.h5", **phase)
+            outcome = await on(node, replace(each, id=node))
+            assert (outcome.ok, outcome.node) == (True, node), outcome.message
+        assert outcome.info is not None
+        assert outcome.info["digest"] == alone.digest
+
+    play(scenario, Cluster(tmp_path), "n1", "n2", "n3")
+    bank = read_info(tmp_path / "bank.h5")
+    assert replace(bank, path=alone.path, bytes=alone.bytes) == alone
