@@ -1,6 +1,6 @@
 """What the loop costs: start to the first environment step, iterations of trivial commands and functions, and rivals.
 
-    python benchmarks/loop.py [--quick] [--iterations N] [--environments N] [--no-rivals]
+    python benchmarks/loop.py [--quick] [--iterations N] [--environments N] [--no-rivals] [--plot FILE]
 
 Parsl, Ray and Dask are installed into a virtual environment of their own (~/.cache/rose-hpc/rivals-3.x), the first
 time; the same trivial rounds run on each and on the embedded engine in turn, ours with the journal on: see looping/.
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--environments", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under a minute")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rounds over the number of environments")
     parser.add_argument("--no-rivals", action="store_true", help="only what is ours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -149,7 +150,7 @@ def main() -> None:
             print(f"{what:<46}{seconds:6.3f} s   goal {GOALS[goal]} s   {verdict}")
     if not options.no_rivals:
         print()
-        compare.main(quick=options.quick)
+        compare.main(quick=options.quick, plot=options.plot)
 
 
 if __name__ == "__main__":

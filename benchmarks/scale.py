@@ -1,6 +1,6 @@
 """What a rank costs the driver, however many there are: the real driver and hub, and a stand-in for the ranks.
 
-python benchmarks/scale.py [--quick] [--ranks N ...] [--iterations N]
+python benchmarks/scale.py [--quick] [--ranks N ...] [--iterations N] [--plot FILE]
 
 The stand-in is one process that joins the hub as all nodes and answers at once, so that what is measured is ours:
 loop, journal, publishing, scheduling, messages. Every point is a process of its own.
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +173,32 @@ def measure(ranks: int, iterations: int, shards: bool) -> dict[str, Any]:
     return point
 
 
+def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Curves over ranks, of functions that leave no shards and of environments that do."""
+    from matplotlib.figure import Figure
+
+    what = {
+        "cpu_us": "driver's CPU, microseconds a rank and iteration",
+        "wall_s": "a round, seconds",
+        "memory_mb": "driver's memory, MB",
+        "journal_bytes": "journal, bytes a rank and iteration",
+    }
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(2, 2).flat, what.items(), strict=True):
+        for shards in (False, True):
+            line = [(point["ranks"], point[key]) for point in points if point["shards"] == bool(shards)]
+            axes.plot(*zip(*line, strict=True), "o-", label="with shards" if shards else "without shards")
+        axes.set(title=title, xlabel="ranks", xscale="log", ylim=(0, None))
+        axes.legend()
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 256, 1024, 4096, 10_000])
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves")
     parser.add_argument("--one", nargs=3)
     parser.add_argument("--stand-in", nargs=2)
     options = parser.parse_args()
@@ -187,27 +208,21 @@ def main() -> None:
     if options.one:
         ranks, iterations, shards = map(int, options.one)
         with tempfile.TemporaryDirectory() as name:
-            if os.environ.get("PROF"):
-                import cProfile
-                import pstats
-
-                p = cProfile.Profile()
-                p.enable()
-                print(json.dumps(asyncio.run(drive(ranks, iterations, bool(shards), Path(name)))))
-                p.disable()
-                pstats.Stats(p).sort_stats(os.environ["PROF"]).print_stats(60)
-            else:
-                print(json.dumps(asyncio.run(drive(ranks, iterations, bool(shards), Path(name)))))
+            print(json.dumps(asyncio.run(drive(ranks, iterations, bool(shards), Path(name)))))
         return
+    points = []
     print("shards   ranks  CPU/rank  a round   memory  growth/rank  journal/rank   files")
     for shards, ranks in itertools.product((False, True), (64, 1024) if options.quick else options.ranks):
         point = measure(ranks, options.iterations, bool(shards))
+        points.append(point)
         verdict = "" if ranks != 1024 else "   ok" if point["cpu_us"] <= GOAL_US else f"   MISSED: goal {GOAL_US:g} us"
         print(
             "{shards!s:<6}{ranks:8d}{cpu_us:7.0f} us{wall_s:7.2f} s{memory_mb:6.0f} MB{growth_kb:10.2f} kB"
             "{journal_bytes:12.0f} B{files:8d}".format(**point)
             + verdict
         )
+    if options.plot:
+        draw(points, options.plot)
 
 
 if __name__ == "__main__":

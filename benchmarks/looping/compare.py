@@ -159,7 +159,27 @@ def report(measured: Measured) -> None:
             print(f"{size:12d}{seconds * 1e3:8.1f} ms{seconds / size * 1e6:6.0f} us{cpu:14.0f} us")
 
 
-def main(*, quick: bool) -> None:
+def draw(measured: Measured, path: Path) -> None:
+    """A round of functions over the number of environments: ours as a curve, rivals where they were measured."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for who, name in {"ours": "rose_hpc, journal on", **NAMES}.items():
+        sizes = [size for size in CURVE if measured.of(who, "functions", size) is not None]
+        times = [(measured.of(who, "functions", size) or 0.0) * 1e3 for size in sizes]
+        if sizes:
+            axes.plot(sizes, times, "o-" if who == "ours" else "s:", label=name)
+    axes.set(xlabel="environments", ylabel="a round, ms", xscale="log", yscale="log")
+    axes.set_title(f"trivial functions, update and check; {len(os.sched_getaffinity(0))} cores")
+    axes.legend()
+    figure.savefig(path)
+
+
+def main(*, quick: bool, plot: Path | None = None) -> None:
     """Install the rivals, measure, and print the table."""
     python = rivals_python()
-    report(measure(installed(python), python, quick=quick))
+    measured = measure(installed(python), python, quick=quick)
+    report(measured)
+    if plot:
+        draw(measured, plot)
