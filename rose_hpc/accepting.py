@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rose_hpc import failpoints, publishing
@@ -29,6 +30,11 @@ class Collected:
     outcome: Outcome
     value: Any
 
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """Those of its shard; none without one."""
+        return signature(self.outcome.info["columns"]) if self.outcome.info else {}
+
 
 async def accept(tries: Tries, iteration: int, landed: Sequence[Collected]) -> list[RoseHpcError]:
     """Accept what came at once, for ``iteration``, which may be a later one than it was collected for.
@@ -43,7 +49,7 @@ async def accept(tries: Tries, iteration: int, landed: Sequence[Collected]) -> l
     fit: list[Collected] = []
     for collected in landed:
         failpoints.hit("rank-answered")
-        columns = signature((collected.outcome.info or _NOTHING)["columns"])
+        columns = collected.columns
         if columns and known and columns != known[1]:
             await _commit(tries, iteration, fit)
             fit = []
@@ -89,31 +95,30 @@ async def _commit(tries: Tries, iteration: int, fit: Sequence[Collected]) -> Non
         session.check_owned()
         await tries.quick.run(publishing.publish_all, shards)
         failpoints.hit("shard-published")
-    for collected in fit:
-        _record(tries, iteration, collected)
+    if fit:
+        session.record_all("rank", [_record(tries, iteration, collected) for collected in fit])
+        failpoints.hit("rank-recorded")
+        tries.walltime.worked = True
 
 
-def _record(tries: Tries, iteration: int, collected: Collected) -> None:
+def _record(tries: Tries, iteration: int, collected: Collected) -> dict[str, Any]:
+    """What the journal says of it."""
     place, outcome = collected.place, collected.outcome
     info, lag = outcome.info or _NOTHING, iteration - place.iteration
-    columns = signature(info["columns"])
     nans = int(sum(flat(info["columns"].get("rewards", {}).get("stats", {}).get("nans", 0))))
-    tries.session.record(
-        "rank",
-        iteration=iteration,
-        stage="collect",
-        environment=place.environment,
-        attempt=place.number,
-        node=outcome.node,
-        rows=info["rows"],
-        bytes=info["bytes"],
-        digest=info["digest"],
-        seconds=outcome.seconds,
-        max_rss_mb=outcome.max_rss_mb,
-        **({"columns": columns} if columns else {}),
+    return {
+        "iteration": iteration,
+        "stage": "collect",
+        "environment": place.environment,
+        "attempt": place.number,
+        "node": outcome.node,
+        "rows": info["rows"],
+        "bytes": info["bytes"],
+        "digest": info["digest"],
+        "seconds": outcome.seconds,
+        "max_rss_mb": outcome.max_rss_mb,
+        **({"columns": collected.columns} if collected.columns else {}),
         **({"nan_rewards": nans} if nans else {}),
         **({"lag": lag} if lag else {}),
         **tries.keep(place.environment, collected.work, outcome, collected.value),
-    )
-    failpoints.hit("rank-recorded")
-    tries.walltime.worked = True
+    }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rose_hpc.execution.attempt import Attempt, thread_limits
+from rose_hpc.execution.attempt import Attempt
 from rose_hpc.execution.merging import Way
 from rose_hpc.progress import Progress
-from rose_hpc.rundir import RunDir
+from rose_hpc.rundir import RunDir, log_name
 from rose_hpc.seeds import derive_seed
 from rose_hpc.workflow import Environment, Work, Workflow
 
@@ -35,17 +35,17 @@ class Place:
     deadline: float | None = None  # when it must have ended (Unix seconds), if that is known
     avoid: tuple[str, ...] = ()  # nodes where it failed before
 
-    @cached_property
+    @property
     def id(self) -> str:
         """Unique within the run, for ever, and among the learners of a program; safe as a file name."""
-        learner = f"learner-{self.learner}" if self.learner else ""
-        parts = (learner, f"{self.iteration:04d}", self.stage, self.environment, f"{self.epoch}.{self.number}")
-        return "-".join(part for part in parts if part)
+        learner = f"learner-{self.learner}-" if self.learner else ""
+        environment = f"{self.environment}-" if self.environment else ""
+        return f"{learner}{self.iteration:04d}-{self.stage}-{environment}{self.epoch}.{self.number}"
 
-    @cached_property
-    def shard(self) -> Path:
+    @property
+    def shard(self) -> str:
         """Where an environment writes."""
-        return self.run.scratch / f"{self.id}.h5"
+        return f"{self.run.scratch}/{self.id}.h5"  # a Path would cost more than all else here: there are thousands
 
     @property
     def policy(self) -> Path:
@@ -58,15 +58,14 @@ class Place:
         return self.run.scratch / f"{self.id}.state"
 
     @property
-    def log(self) -> Path:
+    def log(self) -> str:
         """Where the output goes."""
-        return self.run.log(self.iteration, self.stage, self.environment)
+        return f"{self.run.logs}/{log_name(self.iteration, self.stage, self.environment)}"
 
-    def variables(self, work: Work) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         """What every task finds in its environment."""
         seed = derive_seed(self.seed, self.learner, self.iteration, self.stage, self.environment)
         return {
-            **thread_limits(work.resources.cores_per_rank),
             "ROSE_HPC_RUN": str(self.run.path),
             "ROSE_HPC_ITERATION": str(self.iteration),
             "ROSE_HPC_STAGE": self.stage,
@@ -103,22 +102,9 @@ def collect(
         brief: it is known to take hardly longer than a message.
         policy: as of :func:`policy_to_copy`.
     """
-    variables = place.variables(environment.work) | {
-        "ROSE_HPC_ENVIRONMENT": environment.name,
-        "ROSE_HPC_PARAMETERS": json.dumps(dict(environment.parameters)),
-        "ROSE_HPC_SHARD": str(place.shard),
-    }
-    if place.iteration > 0:
-        variables |= _committed(place.run, place.iteration - 1)
-    attributes = {
-        "run": place.run.name,
-        "iteration": place.iteration,
-        "environment": environment.name,
-        "seed": int(variables["ROSE_HPC_SEED"]),
-        "parameters": dict(environment.parameters),
-    }
-    seal = {"required": bool(environment.shard), "attributes": attributes}
-    attempt = _attempt(place, environment.work, cwd, argv, variables, seal, brief=brief)
+    before = _committed(place.run, place.iteration - 1) if place.iteration > 0 else {}
+    variables = {**place.variables(), **environment.variables, **before, "ROSE_HPC_SHARD": place.shard}
+    attempt = _attempt(place, environment.work, cwd, argv, variables, seal=bool(environment.shard), brief=brief)
     # the ranks of one attempt may be on several nodes
     return attempt if policy is None or attempt.ranks > 1 else replace(attempt, policy=policy)
 
@@ -129,17 +115,17 @@ def merge(place: Place, workflow: Workflow, shards: Mapping[Path, str], way: Way
         "phase": "whole",
         "way": way.name,
         "shards": {str(path): digest for path, digest in shards.items()},
-        "bank": str(place.shard),
+        "bank": place.shard,
         "verify": workflow.verify,
         "workers": way.threads,
         "attributes": {"run": place.run.name, "iteration": place.iteration},
     }
-    return Attempt(id=place.id, kind="merge", merge=arguments, log=str(place.log), cores=way.cores)
+    return Attempt(id=place.id, kind="merge", merge=arguments, log=place.log, cores=way.cores)
 
 
 def update(place: Place, workflow: Workflow, progress: Progress, argv: Sequence[str]) -> Attempt:
     """The update: private copies of policy and state, and the window's banks."""
-    variables = place.variables(workflow.update) | _banks(place, workflow, progress)
+    variables = place.variables() | _banks(place, workflow, progress)
     variables |= {"ROSE_HPC_POLICY": str(place.policy), "ROSE_HPC_STATE": str(place.state)}
     variables |= _parameters(workflow)
     return _attempt(place, workflow.update, workflow.cwd, argv, variables)
@@ -147,7 +133,7 @@ def update(place: Place, workflow: Workflow, progress: Progress, argv: Sequence[
 
 def check(place: Place, workflow: Workflow, work: Work, progress: Progress, argv: Sequence[str]) -> Attempt:
     """The check: this iteration's policy, read-only, and the window's banks."""
-    variables = place.variables(work) | _banks(place, workflow, progress)
+    variables = place.variables() | _banks(place, workflow, progress)
     variables |= _committed(place.run, place.iteration) | _parameters(workflow)
     return _attempt(place, work, workflow.cwd, argv, variables)
 
@@ -183,8 +169,8 @@ def _attempt(
     cwd: Path,
     argv: Sequence[str],
     variables: Mapping[str, str],
-    seal: Mapping[str, Any] | None = None,
     *,
+    seal: bool | None = None,
     brief: bool = False,
 ) -> Attempt:
     return Attempt(
@@ -193,7 +179,7 @@ def _attempt(
         argv=tuple(argv),
         cwd=str(cwd),
         env=variables,
-        log=str(place.log),
+        log=place.log,
         timeout_s=work.timeout_s,
         brief=brief,
         max_rss_gb=work.max_rss_gb,

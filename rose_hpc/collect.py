@@ -7,9 +7,9 @@ shard can still be taken; when it comes, it stands for that environment in the i
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -88,9 +88,7 @@ class Collect:
         while not self._is_over(round_):
             self._refuse(round_)
             if not self._landed:
-                self._somebody.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._somebody.wait(), self._look_s(round_))
+                await self._wait(self._look_s(round_))
             landed, self._landed = self._landed, []
             await self._land(round_, landed)
         if round_.fatal is not None:
@@ -102,6 +100,15 @@ class Collect:
     def look(self) -> None:
         """Look at once what may still be begun."""
         self._somebody.set()
+
+    async def _wait(self, seconds: float) -> None:
+        """Until somebody has ended, for at most so long; ``wait_for`` would make a task each time."""
+        self._somebody.clear()
+        alarm = asyncio.get_running_loop().call_later(seconds, self._somebody.set)
+        try:
+            await self._somebody.wait()
+        finally:
+            alarm.cancel()
 
     async def abandon(self, why: str) -> None:
         """End whoever is under way; of those who are late it is recorded."""
@@ -155,18 +162,26 @@ class Collect:
         collected = [done for name in names if (done := self._ended(round_, name)) is not None]
         if not collected:
             return
-        accepting = asyncio.create_task(accept(self.tries, round_.iteration, collected))
         try:
-            unlike = await asyncio.shield(accepting)
-        except asyncio.CancelledError:
-            await asyncio.wait([accepting])  # what has ended is kept
-            raise
+            unlike = await self._accept(round_, collected)
         except RoseHpcError as error:
             unlike = [error]
         for each in unlike:  # trying again, or going on without it, would hide that
             round_.fatal = round_.fatal or each
-        if round_.fatal is None:
+        if round_.fatal is None and any(done.outcome.info for done in collected):
             self._accepted(round_.iteration)
+
+    async def _accept(self, round_: _Round, collected: Sequence[Collected]) -> Sequence[RoseHpcError]:
+        """What has ended is kept, even if we are cancelled meanwhile."""
+        accepting = accept(self.tries, round_.iteration, collected)
+        if not any(done.outcome.info for done in collected):
+            return await accepting  # which waits for nothing then: a task would cost more than it
+        task = asyncio.create_task(accepting)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
 
     def _ended(self, round_: _Round, name: str) -> Collected | None:
         """What an environment left, if it has."""
@@ -229,7 +244,9 @@ class Collect:
 
     def _refuse(self, round_: _Round) -> None:
         """End who has not begun and shall not, because the run stops or the time is too short for it."""
-        if round_.fatal is None and not self.tries.walltime.told and time.monotonic() - round_.looked < _LOOK_S:
+        walltime = self.tries.walltime
+        pressing = round_.fatal is not None or walltime.told
+        if not pressing and (walltime.left_s == math.inf or time.monotonic() - round_.looked < _LOOK_S):
             return  # not at each of a thousand ends
         round_.looked = time.monotonic()
         for name, flight in self._flights.items():
@@ -237,7 +254,7 @@ class Collect:
                 continue
             if round_.fatal is None:
                 expected_s = self.session.progress.expected_s("collect", name)
-                refusal = self.tries.walltime.refusal(f"environment {name}", expected_s)
+                refusal = walltime.refusal(f"environment {name}", expected_s)
                 if not refusal:
                     continue
                 round_.refusal = round_.refusal or refusal

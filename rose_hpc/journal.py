@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ Record = Mapping[str, Any]
 #: an appended record is on the disk (fsync) at the latest this many seconds later
 SYNC_INTERVAL_S = 1.0
 _JSON = json.JSONDecoder()
+_AS_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _SUM = re.compile(rb',"sum":"[0-9a-f]{8}"}')
 
 
@@ -38,7 +39,7 @@ def encode(record: Record) -> bytes:
         ValueError: for what JSON cannot hold (NaN and infinities too).
     """
     try:
-        body = json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        body = _AS_JSON(record).encode()
     except UnicodeEncodeError:  # half a surrogate pair, as in a file name that is not UTF-8: escaped, it is legal JSON
         body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
     return b'%s,"sum":"%08x"}\n' % (body[:-1], zlib.crc32(body))
@@ -172,23 +173,28 @@ class Journal:
         self._count, self._size = mark.records, mark.size
 
     def append(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Write one record; it survives the process at once, and the machine within SYNC_INTERVAL_S.
+        """Write one record: :meth:`append_all` for one."""
+        return self.append_all(kind, [fields])[0]
+
+    def append_all(self, kind: str, those: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Write records of one kind at once; they survive the process then, and the machine within SYNC_INTERVAL_S.
 
         Raises:
-            RunError: when it could not be written whole (disk full): nothing of it counts then. Also when it was
+            RunError: when they could not be written whole (disk full): none of them counts then. Also when they were
                 written, but the disk refuses what should be on it by now.
             OwnedError: when somebody else has written to the journal.
         """
         failpoints.hit("journal-append")
-        record = {"seq": self._count, "time": round(time.time(), 3), "kind": kind, **fields}
-        line = encode(record)
+        now = round(time.time(), 3)
+        records = [{"seq": seq, "time": now, "kind": kind, **fields} for seq, fields in enumerate(those, self._count)]
+        lines = b"".join(map(encode, records))
         with named(RunError, f"cannot write {self.path}"):
-            self._write(line)
+            self._write(lines)
         failpoints.hit("journal-appended")
-        self._count += 1
+        self._count += len(records)
         if time.monotonic() - self._synced_at > SYNC_INTERVAL_S:
             self.sync()
-        return record
+        return records
 
     def _write(self, line: bytes) -> None:
         if self._is_torn:

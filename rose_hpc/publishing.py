@@ -42,16 +42,16 @@ def make_folder(path: Path) -> None:
         fsync_path(path.parent)
 
 
-def publish(scratch: Path, target: Path) -> None:
+def publish(scratch: str | Path, target: Path) -> None:
     """Give a file that is already on the disk (its writer has synced it) its published name.
 
     Raises:
         RunError: when the system refuses. The old file or the new one is there then.
     """
-    publish_all({scratch: target})
+    publish_all({Path(scratch): target})
 
 
-def publish_all(files: Mapping[Path, Path]) -> None:
+def publish_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> None:
     """Give files that are already on the disk their published names, and wait once for the names to be on it too.
 
     Args:
@@ -232,12 +232,13 @@ def copy_file(source: Path, target: Path) -> None:
             shutil.copyfileobj(given, taken, _CHUNK)
 
 
-def remove(path: Path) -> None:
+def remove(path: str | Path) -> None:
     """Remove a file or folder that is there or not.
 
     Raises:
         RunError: when the system refuses.
     """
+    path = Path(path)
     with named(RunError, f"cannot remove {path}"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

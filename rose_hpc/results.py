@@ -11,6 +11,8 @@ from rose_hpc.execution.attempt import VALUE_BYTES
 
 def json_like(value: Any) -> bool:
     """Whether a record can hold ``value`` and give it back equal."""
+    if type(value) is float:  # what most tasks give
+        return math.isfinite(value)
     try:
         text = json.dumps(value, allow_nan=False)
         return len(text.encode()) <= VALUE_BYTES and bool(json.loads(text) == value)

@@ -8,7 +8,7 @@ import shlex
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from rose_hpc import failpoints
@@ -66,7 +66,7 @@ class RunDir:
 
     def shard(self, iteration: int, environment: str) -> Path:
         """A published shard."""
-        return self.iteration(iteration) / "shards" / f"{environment}.h5"
+        return _shards(self, iteration) / f"{environment}.h5"
 
     def bank(self, iteration: int) -> Path:
         """A published bank."""
@@ -82,8 +82,7 @@ class RunDir:
 
     def log(self, iteration: int, stage: str, environment: str = "") -> Path:
         """The log of a rank or stage; attempts follow each other in it."""
-        parts = (f"iter-{iteration:04d}", stage, environment)
-        return self.logs / ("-".join(part for part in parts if part) + ".log")
+        return self.logs / log_name(iteration, stage, environment)
 
     def learner(self, number: int) -> RunDir:
         """The folder of one of several learners: a run directory in this one."""
@@ -116,6 +115,16 @@ class RunDir:
     def relative(self, path: Path) -> str:
         """A path as the journal names it."""
         return str(path.relative_to(self.path))
+
+
+@lru_cache(maxsize=16)  # a thousand are asked for in a row
+def _shards(run: RunDir, iteration: int) -> Path:
+    return run.iteration(iteration) / "shards"
+
+
+def log_name(iteration: int, stage: str, environment: str) -> str:
+    """What the log of a rank or stage is called; the latter has no environment."""
+    return f"iter-{iteration:04d}-{stage}{'-' if environment else ''}{environment}.log"
 
 
 def runs_folder() -> Path:

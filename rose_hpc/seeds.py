@@ -8,6 +8,7 @@ import secrets
 
 #: Seeds are below this: what every library takes as a seed, in a signed 32-bit integer.
 SEED_LIMIT = 2**31
+_as_json = json.JSONEncoder(check_circular=False).encode
 
 
 def derive_seed(run_seed: int, learner: int, iteration: int, stage: str, environment: str) -> int:
@@ -17,7 +18,7 @@ def derive_seed(run_seed: int, learner: int, iteration: int, stage: str, environ
     number of environments nor on the version of Python. ``environment`` is "" for stages that have none.
     """
     # JSON keeps the fields apart: no two different places have the same text.
-    place = json.dumps([run_seed, learner, iteration, stage, environment], ensure_ascii=True)
+    place = _as_json([run_seed, learner, iteration, stage, environment])
     digest = hashlib.blake2b(place.encode("ascii"), digest_size=8, person=b"rose_hpc-seed").digest()
     return int.from_bytes(digest, "big") % SEED_LIMIT
 

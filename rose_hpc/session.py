@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,11 +121,19 @@ class Session:
         Raises:
             OwnedError: when another driver has taken the run over.
         """
+        self.record_all(kind, [fields])
+
+    def record_all(self, kind: str, those: Iterable[Mapping[str, Any]]) -> None:
+        """Append records of one kind, all of them or none, and let everyone know.
+
+        Raises:
+            OwnedError: when another driver has taken the run over.
+        """
         self.check_owned()
-        record = self.journal.append(kind, **fields)
-        self.progress.apply(record)
-        for observer in self.observers:
-            observer.recorded(record, self.progress)
+        for record in self.journal.append_all(kind, those):
+            self.progress.apply(record)
+            for observer in self.observers:
+                observer.recorded(record, self.progress)
 
     def check_owned(self) -> None:
         """Make sure that the run is still ours, before anything is published or recorded.

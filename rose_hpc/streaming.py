@@ -128,6 +128,7 @@ class Streaming:
         rows = {name: self._rows.get(name, int(first["rows"])) for name in names}
         size = first["bytes"] / first["rows"] * sum(rows.values())
         if self.workflow.way == "auto" and size < WORTH_STREAMING:
+            self._given_up = iteration  # so that a thousand shards do not make it be seen again
             return False
         self._bank = _Bank(iteration, self.tries.place(iteration, "merge"), rows)
         return True
@@ -189,7 +190,7 @@ class Streaming:
     async def _drop(self) -> None:
         bank, self._bank = self._bank, None
         if bank is not None:
-            await asyncio.to_thread(_remove, bank.place.shard, Path(f"{bank.place.shard}.parts"))
+            await asyncio.to_thread(_remove, Path(bank.place.shard), Path(f"{bank.place.shard}.parts"))
 
 
 def _remove(*paths: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from rose_hpc import failpoints, publishing
@@ -28,6 +28,8 @@ _MOST_LOSSES = 3
 T = TypeVar("T")
 #: the arguments a program's configuration adds for a stage in an iteration: positional ones and keywords
 Arguments = Callable[[str, int], tuple[tuple[Any, ...], dict[str, Any]]]
+#: entered by each environment while it runs
+Limit = AbstractAsyncContextManager[None]
 
 
 class LostError(TaskError):
@@ -63,7 +65,7 @@ class Tries:
         *,
         learner: int = 0,
         arguments: Arguments | None = None,
-        limit: asyncio.Semaphore | None = None,
+        limit: Limit | None = None,
     ) -> None:
         self.session = session
         self.workflow = workflow
@@ -71,7 +73,8 @@ class Tries:
         self.learner = learner
         self.arguments = arguments or (lambda stage, iteration: ((), {}))
         self.walltime = Walltime(driver_end(engine.deadline, os.environ))
-        self.limit = limit or asyncio.Semaphore(workflow.max_concurrent or engine.width or 2**31)
+        most = workflow.max_concurrent or engine.width
+        self.limit: Limit = limit or (asyncio.Semaphore(most) if most else nullcontext())
         self._opaque: set[str] = set()  # whose values no record holds, which was told
         self.quick = Quick()  # for small work with files
         self.values: dict[str, Any] = {}  # this iteration's, by environment or stage

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,6 +112,11 @@ class Environment:
     work: Work
     parameters: Mapping[str, Any] = field(default_factory=dict)
     shard: bool | None = True
+
+    @cached_property
+    def variables(self) -> Mapping[str, str]:
+        """What its rank finds in its environment, in every iteration."""
+        return {"ROSE_HPC_ENVIRONMENT": self.name, "ROSE_HPC_PARAMETERS": json.dumps(dict(self.parameters))}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ attempt succeeded. This module is imported by every rank: it stays free of anyth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -34,11 +37,27 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+#: libraries read them when they are loaded: a process that calls functions is for those it began with
+READ_ONCE = (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES")
 
 
 def thread_limits(cores: int) -> dict[str, str]:
     """The variables that hold a rank's libraries to its cores, for speed and for determinism."""
     return dict.fromkeys(THREAD_VARIABLES, str(cores))
+
+
+def shard_attributes(variables: Mapping[str, str]) -> dict[str, Any]:
+    """What a shard says of the task that wrote it: what that was told."""
+    return {name: read(variables[key]) for name, (key, read) in _ATTRIBUTES.items() if key in variables}
+
+
+_ATTRIBUTES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "run": ("ROSE_HPC_RUN", os.path.basename),
+    "iteration": ("ROSE_HPC_ITERATION", int),
+    "environment": ("ROSE_HPC_ENVIRONMENT", str),
+    "seed": ("ROSE_HPC_SEED", int),
+    "parameters": ("ROSE_HPC_PARAMETERS", json.loads),
+}
 
 
 _NONE = object()
@@ -69,7 +88,7 @@ class Attempt(_Plain):
             ``fetch`` is a supervisor's own, and copies a policy to its node.
         argv: the command, argument by argument.
         cwd: the folder it runs in.
-        env: what is set in its environment (``ROSE_HPC_*``, thread limits), over the supervisor's own.
+        env: what is set in its environment (``ROSE_HPC_*``), over the limits of its cores and the supervisor's own.
         log: the file that gets its output.
         timeout_s: seconds from the command's start to TERM (KILL follows 3 s later); None: no limit.
         brief: it took hardly more than a message the last times.
@@ -79,7 +98,7 @@ class Attempt(_Plain):
         gpus: how many GPUs it takes, of all its ranks; a fraction below 1 shares one.
         nodes: the nodes it has, where it was placed on more than cores: the hosts of an MPI program.
         avoid: nodes it is not placed on while there are others that could hold it.
-        seal: None, or how to seal the shard at ``env["ROSE_HPC_SHARD"]``: ``required`` (bool), ``attributes``.
+        seal: whether there must be a shard at ``env["ROSE_HPC_SHARD"]``, to be sealed; None: there is none.
         policy: None, or ``digest`` and ``bytes`` of the folder at ``env["ROSE_HPC_POLICY"]``, which is large: the node
             is to have one copy of it, that is read instead (:mod:`rose_hpc.execution.nearby`).
         merge: None, or arguments of the reduction: ``shards`` (path: digest), ``bank``, ``verify``, ``workers``,
@@ -103,9 +122,17 @@ class Attempt(_Plain):
     gpus: float = 0.0
     nodes: Sequence[str] = ()
     avoid: Sequence[str] = ()
-    seal: Mapping[str, Any] | None = None
+    seal: bool | None = None
     policy: Mapping[str, Any] | None = None
     merge: Mapping[str, Any] | None = None
+
+    def variables(self) -> dict[str, str]:
+        """What its processes find: also the limits of its cores, and its timeout in ``ROSE_HPC_DEADLINE``, from now."""
+        variables = {**thread_limits(self.cores // self.ranks), **self.env}
+        if self.timeout_s is not None:
+            known = float(variables.get("ROSE_HPC_DEADLINE", "inf"))
+            variables["ROSE_HPC_DEADLINE"] = f"{min(known, time.time() + self.timeout_s):.3f}"
+        return variables
 
 
 @dataclass(frozen=True)

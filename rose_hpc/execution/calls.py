@@ -110,10 +110,13 @@ def _seen(value: Any, known: dict[int, int]) -> Any:
     if id(value) in known:
         return kind, known[id(value)]
     known[id(value)] = len(known)
+    code, around = value.__code__, value.__globals__
+    used = [name for name in _names(code) if name in around]
+    more = [tuple(pairs.items()) if pairs else None for pairs in (value.__kwdefaults__, vars(value))]
     cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-    used = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
-    parts = (value.__defaults__, *(value.__kwdefaults__ or {}).items(), *vars(value).items(), *used.items(), *cells)
-    return value.__code__, value.__qualname__, value.__module__, _seen(parts, known)
+    parts = [value.__defaults__, *more, *(around[name] for name in used), *cells]
+    seen = [part if part is None else _seen(part, known) for part in parts]
+    return code, value.__qualname__, value.__module__, used, seen
 
 
 def _is_named(value: Any) -> bool:

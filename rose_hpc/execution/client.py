@@ -20,6 +20,9 @@ _UNKNOWN = 3
 #: and in so many never will
 _MOST_UNKNOWN = 9
 
+#: who has no more to do than this is told of more at once
+_FEW = 2
+
 #: the reason of an attempt that was not begun, and is to be ordered again
 SENT_BACK = "sent back"
 
@@ -84,7 +87,7 @@ class Client:
 
     def _flush(self) -> None:
         posted, self._outbox = self._outbox, []
-        if not self._write(posted[0][1] if len(posted) == 1 else b"".join(data for _, data in posted)):
+        if posted and not self._write(posted[0][1] if len(posted) == 1 else b"".join(data for _, data in posted)):
             for identifier, _ in posted:
                 self.lose_one(identifier, "its node could not be reached")
 
@@ -102,8 +105,10 @@ class Client:
         """
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         order = pack({"op": "run", "attempt": attempt.to_json(), "lane": lane}, payload)
-        self._post(order, begins=attempt.id)
         self._pending[attempt.id] = _Pending(answer, on_start, order)
+        self._post(order, begins=attempt.id)
+        if len(self._pending) <= _FEW:
+            self._flush()
         try:
             return await answer
         except asyncio.CancelledError:

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from rose_hpc.cores import available_cores
 from rose_hpc.errors import EngineError
-from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.attempt import Attempt, Outcome, shard_attributes
 from rose_hpc.execution.child import GRACE_S, python_argv
 from rose_hpc.execution.ensemble import Ensemble
 from rose_hpc.execution.frames import MOST_BYTES
-from rose_hpc.execution.jobs import with_deadline
 
 if TYPE_CHECKING:
     from rose_hpc.execution.calls import Packer
@@ -179,7 +178,7 @@ class Engine:
 
     async def _function(self, attempt: Attempt, call: Call) -> tuple[Outcome, Any]:
         began = time.monotonic()
-        future = self.asyncflow.function_task(_call_here)(with_deadline(attempt), attempt.seal, *call)
+        future = self.asyncflow.function_task(_call_here)(attempt.variables(), attempt.seal is not None, *call)
         try:
             value, info = await asyncio.wait_for(self._await(future), attempt.timeout_s)
         except TimeoutError:
@@ -227,7 +226,7 @@ class _CalledExit(Exception):
 
 async def _call_here(
     variables: Mapping[str, str],
-    seal: Mapping[str, Any] | None,
+    seals: bool,
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -244,8 +243,9 @@ async def _call_here(
                 value = await value
         except SystemExit as error:  # asyncflow would let it end the whole program
             raise _CalledExit(f"called sys.exit({error.code!r})") from error
-    if seal is None or not Path(variables["ROSE_HPC_SHARD"]).exists():
+    if not seals or not Path(variables["ROSE_HPC_SHARD"]).exists():
         return value, None
     from rose_hpc.experience.shard import seal as seal_shard
 
-    return value, seal_shard(variables["ROSE_HPC_SHARD"], attributes=seal["attributes"], fsync=True).to_json()
+    attributes = shard_attributes(variables)
+    return value, seal_shard(variables["ROSE_HPC_SHARD"], attributes=attributes, fsync=True).to_json()

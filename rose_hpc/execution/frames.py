@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 _LENGTHS = struct.Struct("!II")
+_as_json = json.JSONEncoder(check_circular=False).encode
+_of_json = json.JSONDecoder().raw_decode
 #: a payload is smaller
 MOST_BYTES = 2**31
+_AT_ONCE = 1 << 16
 
 Frame = tuple[dict[str, Any], bytes]
 
 
 def pack(message: Mapping[str, Any], payload: bytes = b"") -> bytes:
     """The bytes of one frame."""
-    body = json.dumps(message).encode()
+    body = _as_json(message).encode()
     if len(payload) >= MOST_BYTES:
         raise ValueError(f"a value of {len(payload)} bytes is too large to send; leave large data in files")
     return _LENGTHS.pack(len(body), len(payload)) + body + payload
@@ -39,7 +43,7 @@ class Unpacker:
         """Bytes of a frame that is not whole."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
         """Take what was read; return the frames that are now whole."""
         self._buffer += data
         frames: list[Frame] = []
@@ -49,13 +53,9 @@ class Unpacker:
             middle = start + _LENGTHS.size + body
             if len(self._buffer) < middle + payload:
                 break
-            frames.append(
-                (
-                    json.loads(self._buffer[start + _LENGTHS.size : middle]),
-                    bytes(self._buffer[middle : middle + payload]),
-                )
-            )
+            message, _ = _of_json(self._buffer[start + _LENGTHS.size : middle].decode())
             start = middle + payload
+            frames.append((message, bytes(memoryview(self._buffer)[middle:start]) if payload else b""))
         del self._buffer[:start]
         return frames
 
@@ -73,24 +73,19 @@ def unpack(data: bytes) -> list[Frame]:
     return frames
 
 
-def receive(sock: socket.socket) -> Frame | None:
-    """The next frame of a blocking socket; None when the peer is gone."""
-    head = _exactly(sock, _LENGTHS.size)
-    if head is None:
-        return None
-    body, payload = _LENGTHS.unpack(head)
-    data = _exactly(sock, body + payload)
-    if data is None:
-        return None
-    return json.loads(data[:body]), data[body:]
+class Receiver:
+    """The frames of a blocking socket, one after the other."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._unpacker = Unpacker()
+        self._frames: deque[Frame] = deque()
+        self._room = memoryview(bytearray(_AT_ONCE))
 
-def _exactly(sock: socket.socket, size: int) -> bytes | None:
-    data = bytearray(size)
-    view, got = memoryview(data), 0
-    while got < size:
-        n = sock.recv_into(view[got:])
-        if n == 0:
-            return None
-        got += n
-    return bytes(data)
+    def next(self) -> Frame | None:
+        """The next one, waited for; None when the peer is gone."""
+        while not self._frames:
+            if not (size := self._socket.recv_into(self._room)):
+                return None
+            self._frames.extend(self._unpacker.feed(self._room[:size]))
+        return self._frames.popleft()

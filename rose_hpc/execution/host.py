@@ -23,20 +23,23 @@ from typing import TYPE_CHECKING, Any
 from rose_hpc import failpoints
 from rose_hpc.errors import CallError, DamagedError, FormatError, RoseHpcError
 from rose_hpc.execution import memory
-from rose_hpc.execution.attempt import TASK_VARIABLES
-from rose_hpc.execution.frames import MOST_BYTES, pack, receive
+from rose_hpc.execution.attempt import READ_ONCE, TASK_VARIABLES
+from rose_hpc.execution.frames import MOST_BYTES, Receiver, pack
 
 if TYPE_CHECKING:
     from rose_hpc.execution.calls import Unpacker
 
 Answer = tuple[dict[str, Any], bytes]
 
+_KEYS = {name: name.encode() for name in TASK_VARIABLES}
+_BEGAN_WITH = {name: os.environ[name] for name in READ_ONCE if name in os.environ}
+
 
 def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     """Call the function in ``payload``; the answer's payload is its value."""
     import cloudpickle  # here: a host that only seals and merges needs none
 
-    for entry in message["path"]:
+    for entry in message.get("path", ()):
         if entry not in sys.path:
             sys.path.append(entry)
     _set_variables(message["env"])
@@ -60,13 +63,13 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
 
 def _set_variables(variables: Mapping[str, str]) -> None:
     """A task's variables, and none of another's; those that are the same already are left alone."""
-    environ = os.environ
-    for name in TASK_VARIABLES:
-        if name not in variables and name in environ:
-            del environ[name]
-    for name, value in variables.items():
-        if environ.get(name) != value:
-            environ[name] = value
+    now = os.environ._data  # type: ignore[attr-defined]  # as bytes: os.environ itself takes longer than many a task
+    for name, key in _KEYS.items():
+        if name not in variables and key in now:
+            del os.environ[name]
+    for name, value in {**_BEGAN_WITH, **variables}.items():
+        if now.get(name.encode()) != os.fsencode(value):
+            os.environ[name] = value
 
 
 @cache
@@ -203,7 +206,8 @@ def main(fd: int, service: bool) -> None:
     control = socket.socket(fileno=fd)
     if service:
         importlib.import_module("rose_hpc.experience.merge")
-    while (frame := receive(control)) is not None:
+    receiver = Receiver(control)
+    while (frame := receiver.next()) is not None:
         memory.forget_peak()
         message, payload = answer(*frame)
         message["max_rss_mb"], message["rss_mb"] = memory.peak_and_now_mb()

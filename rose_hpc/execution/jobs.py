@@ -12,7 +12,7 @@ from typing import Any
 
 from rose_hpc.execution.attempt import TASK_VARIABLES, Attempt
 from rose_hpc.execution.child import Child, Log, python_argv
-from rose_hpc.execution.frames import pack
+from rose_hpc.execution.frames import Receiver, pack
 
 #: how often it is seen whether what runs is stopped, and how many times in a row it may be
 STOPPED_LOOK_S = 5.0
@@ -34,12 +34,20 @@ class Job:
 
 
 class Host:
-    """A resident Python process (:mod:`rose_hpc.execution.host`) that calls functions, seals and merges."""
+    """A resident Python process (:mod:`rose_hpc.execution.host`) that calls functions, seals and merges.
 
-    def __init__(self, service: bool) -> None:
+    Args:
+        service: whether it is to seal and merge.
+        variables: what it begins with in its environment.
+
+    Attributes:
+        path: where it has been told to find modules.
+    """
+
+    def __init__(self, service: bool, variables: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair()
         fd = theirs.fileno()
-        env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
+        env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES} | dict(variables)
         argv = python_argv("rose_hpc.execution.host", str(fd), *(["--service"] if service else []))
         try:
             with theirs:
@@ -48,9 +56,11 @@ class Host:
             ours.close()
             raise
         self.socket = ours
+        self.receiver = Receiver(ours)
         self.job: Job | None = None
         self.operation = ""
-        self.key: tuple[str, ...] = ()
+        self.variables = variables
+        self.path: list[str] = []
         self.retired = False
 
     def ask(
@@ -71,15 +81,6 @@ class Host:
         """End it; it is given nothing more."""
         self.retired = True
         self.child.ask_to_end("retired", time.monotonic())
-
-
-def with_deadline(attempt: Attempt) -> dict[str, str]:
-    """The attempt's variables, its own timeout counted into ``ROSE_HPC_DEADLINE`` (Unix seconds)."""
-    variables = dict(attempt.env)
-    if attempt.timeout_s is not None:
-        known = float(variables.get("ROSE_HPC_DEADLINE", "inf"))
-        variables["ROSE_HPC_DEADLINE"] = f"{min(known, time.time() + attempt.timeout_s):.3f}"
-    return variables
 
 
 def why_it_ended(child: Child, code: int, timeout_s: float | None) -> tuple[str, str]:

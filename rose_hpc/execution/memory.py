@@ -39,5 +39,5 @@ def _opened(name: str, flags: int) -> int | None:
 
 
 def _read(text: bytes, name: bytes) -> float | None:
-    words = text.partition(name)[2].split(maxsplit=1)
-    return round(int(words[0]) / 1024, 1) if words else None
+    start = text.find(name) + len(name)
+    return round(int(text[start : text.index(b"kB", start)]) / 1024, 1) if start >= len(name) else None

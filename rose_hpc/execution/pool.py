@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from rose_hpc.errors import EngineError
@@ -17,6 +18,8 @@ from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.client import SENT_BACK, Answer, Client, OnStart
 from rose_hpc.execution.lanes import Lanes
 from rose_hpc.execution.slots import Grant, Request, Slots
+
+_ONE = Request(1)
 
 
 class Pool:
@@ -59,7 +62,7 @@ class Pool:
         """Carry out an attempt when and where its cores are free."""
         if self.failure is not None:
             raise self.failure
-        request = Request(1) if self.max_concurrent else plan_request(attempt, self.slots.total.values())
+        request = _ONE if self.max_concurrent else plan_request(attempt, self.slots.total.values())
         if attempt.brief and request.nodes == 1 and not request.gpus and not request.avoid:
             answer = await self._in_lane(request, attempt, payload, on_start)
             if answer[0].reason != SENT_BACK:
@@ -88,7 +91,7 @@ def plan_request(attempt: Attempt, nodes: Collection[int]) -> Request:
 
     Ranks over several nodes are spread evenly: ``ceil(ranks / nodes)`` on each, the last having fewer.
     """
-    one_node = Request(attempt.cores, gpus=attempt.gpus, avoid=frozenset(attempt.avoid))
+    one_node = _one_node(attempt.cores, attempt.gpus, tuple(attempt.avoid))
     if attempt.ranks == 1:
         return one_node
     least, most, each = min(nodes, default=0), max(nodes, default=0), attempt.cores // attempt.ranks
@@ -96,6 +99,11 @@ def plan_request(attempt: Attempt, nodes: Collection[int]) -> Request:
         return one_node
     count = math.ceil(attempt.ranks / (least // each))
     return Request(math.ceil(attempt.ranks / count) * each, count, avoid=one_node.avoid)
+
+
+@lru_cache  # a thousand attempts ask for the same
+def _one_node(cores: int, gpus: float, avoid: tuple[str, ...]) -> Request:
+    return Request(cores, gpus=gpus, avoid=frozenset(avoid))
 
 
 def _placed(attempt: Attempt, grant: Grant, clients: Sequence[Client]) -> Attempt:

@@ -14,20 +14,19 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rose_hpc import failpoints
-from rose_hpc.execution.attempt import TASK_VARIABLES, THREAD_VARIABLES, Attempt, Outcome
+from rose_hpc.execution.attempt import READ_ONCE, TASK_VARIABLES, Attempt, Outcome, shard_attributes
 from rose_hpc.execution.behind import Behind
 from rose_hpc.execution.child import Child
-from rose_hpc.execution.frames import receive
 from rose_hpc.execution.jobs import (
     STOPPED_LOOK_S,
     STOPPED_LOOKS,
     Host,
     Job,
     why_it_ended,
-    with_deadline,
 )
 from rose_hpc.execution.mpi import launch
 from rose_hpc.execution.nearby import Nearby
@@ -105,28 +104,32 @@ class Supervisor:
             self._begin(job)
 
     def _begin(self, job: Job) -> None:
-        attempt, payload = job.attempt, job.payload
-        if attempt.kind == "command":
+        if job.attempt.kind == "command":
             self._start_command(job)
-        elif attempt.kind == "function":
-            try:
-                host = self._function_host(attempt)
-            except OSError as error:
-                self._finish(job, "spawn", f"no process to call it in could be started: {error}")
-                return
-            message = {"env": with_deadline(attempt), "cwd": attempt.cwd, "path": self.path}
-            host.ask(job, "function", message, payload, attempt.timeout_s)
-            self._say({"op": "started", "id": attempt.id, "pid": host.child.pid})
+        elif job.attempt.kind == "function":
+            self._call(job)
         else:
             self._serve(job)
 
-    def _function_host(self, attempt: Attempt) -> Host:
-        """A resting host that began with this attempt's threads and GPUs: libraries read those variables once."""
-        key = tuple(attempt.env.get(name, "") for name in (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES"))
-        host = next((h for h in self.hosts if h.job is None and h.key == key and not h.retired), None)
+    def _call(self, job: Job) -> None:
+        attempt, variables = job.attempt, job.attempt.variables()
+        read_once = {name: variables.pop(name) for name in READ_ONCE if name in variables}
+        try:
+            host = self._function_host(read_once)
+        except OSError as error:
+            self._finish(job, "spawn", f"no process to call it in could be started: {error}")
+            return
+        message = {"env": variables, "cwd": attempt.cwd}
+        if host.path != self.path:
+            host.path = message["path"] = self.path
+        host.ask(job, "function", message, job.payload, attempt.timeout_s)
+        self._say({"op": "started", "id": attempt.id, "pid": host.child.pid})
+
+    def _function_host(self, variables: Mapping[str, str]) -> Host:
+        """A resting host that began with these variables."""
+        host = next((h for h in self.hosts if h.job is None and h.variables == variables and not h.retired), None)
         if host is None:
-            host = self._new_host()
-            host.key = key
+            host = self._new_host(variables=variables)
             self.hosts.append(host)
         return host
 
@@ -134,7 +137,7 @@ class Supervisor:
         attempt = job.attempt
         env = {k: v for k, v in os.environ.items() if k not in TASK_VARIABLES}
         env.setdefault("PYTHONUNBUFFERED", "1")  # a log shows what was printed before a kill
-        env.update(with_deadline(attempt))
+        env.update(attempt.variables())
         env[ATTEMPT_VARIABLE] = attempt.id
         try:
             argv, env = (attempt.argv, env) if attempt.ranks == 1 else launch(attempt, env)
@@ -199,12 +202,11 @@ class Supervisor:
 
     def _after_work(self, job: Job) -> None:
         """The work itself went well: seal its shard, if it left one."""
-        seal = job.attempt.seal
-        if seal is None:
+        if job.attempt.seal is None:
             self._finish(job)
         elif os.path.exists(job.attempt.env["ROSE_HPC_SHARD"]):  # noqa: PTH110 - a Path costs more than the answer
             self._serve(job)
-        elif seal["required"]:
+        elif job.attempt.seal:
             self._finish(job, "shard", "wrote no shard to $ROSE_HPC_SHARD")
         else:
             self._finish(job)
@@ -234,19 +236,19 @@ class Supervisor:
         elif job.attempt.kind == "fetch":
             self.service.ask(job, "fetch", dict(job.attempt.policy or {}), b"", SERVICE_TIMEOUT_S)
         else:
-            seal = job.attempt.seal or {}
-            message = {"shard": job.attempt.env["ROSE_HPC_SHARD"], "attributes": seal.get("attributes", {})}
+            env = job.attempt.env
+            message = {"shard": env["ROSE_HPC_SHARD"], "attributes": shard_attributes(env)}
             self.service.ask(job, "seal", message, b"", SERVICE_TIMEOUT_S)
 
-    def _new_host(self, service: bool = False) -> Host:
-        host = Host(service)
+    def _new_host(self, *, service: bool = False, variables: Mapping[str, str] = MappingProxyType({})) -> Host:
+        host = Host(service, variables)
         self.selector.register(host.socket, selectors.EVENT_READ, lambda: self._host_answered(host))
         self._watch(host.child, lambda: self._host_ended(host))
         return host
 
     def _host_answered(self, host: Host) -> None:
         try:
-            frame = receive(host.socket)  # an answer is sent at once, so reading it whole does not wait
+            frame = host.receiver.next()  # an answer is sent at once, so reading it whole does not wait
         except ConnectionError:
             frame = None  # it died before it had read its request
         job = host.job
@@ -302,6 +304,7 @@ class Supervisor:
 
     def _finish(self, job: Job, reason: str = "", message: str = "") -> None:
         seconds = time.monotonic() - job.started
+        self._next_of(job.lane)  # first: its process need not wait until this one's end is told
         note = f"{job.attempt.id}: {message} after {seconds:.1f} s" if reason else ""
         tail = job.log.tail
         job.log.close(note)
@@ -320,7 +323,6 @@ class Supervisor:
         del self.jobs[job.attempt.id]
         failpoints.hit("attempt-done")
         self._say_done(outcome, job.value if outcome.ok else b"")
-        self._next_of(job.lane)
 
     def _next_of(self, lane: int) -> None:
         if lane and (order := self.behind.next(lane)) is not None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rose_hpc import attempts
 from rose_hpc.attempts import Place
-from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.attempt import Attempt, Outcome, shard_attributes
 from rose_hpc.execution.merging import Way
 from rose_hpc.progress import Progress
 from rose_hpc.rundir import RunDir
@@ -61,7 +61,7 @@ def test_attempts_never_share_a_name(places):
     """No two tries of a run have one id or one scratch file, so that an orphan cannot overwrite its repetition."""
     made = [place(*where) for where in places]
     assert len({p.id for p in made}) == len(made)
-    paths = [path for p in made for path in (p.shard, p.policy, p.state)]
+    paths = [path for p in made for path in (Path(p.shard), p.policy, p.state)]
     assert len(set(paths)) == len(paths)
     assert all(path.parent == RUN.scratch and len(path.name) < 200 for path in paths)
 
@@ -79,11 +79,13 @@ def test_an_environment_is_given_what_the_contract_says():
         "ROSE_HPC_SEED": str(derive_seed(7, 0, 0, "collect", "env_1")),
         "ROSE_HPC_SHARD": str(RUN.scratch / "0000-collect-env_1-0.1.h5"),
     }
-    assert {attempt.env[name] for name in THREADS} == {"2"}
+    assert {attempt.variables()[name] for name in THREADS} == {"2"}
     assert (attempt.kind, attempt.argv, attempt.cwd) == ("command", ("env", "0.1"), "/project")
     assert (attempt.timeout_s, attempt.cores, attempt.log) == (9.0, 2, str(RUN.log(0, "collect", "env_1")))
-    assert attempt.seal["required"] is True
-    assert attempt.seal["attributes"]["parameters"] == {"epsilon": 0.1}
+    assert attempt.seal is True
+    seed = derive_seed(7, 0, 0, "collect", "env_1")
+    written = {"run": RUN.name, "iteration": 0, "environment": "env_1", "seed": seed, "parameters": {"epsilon": 0.1}}
+    assert shard_attributes(attempt.env) == written
 
 
 def test_a_later_environment_reads_the_previous_policy():
@@ -98,7 +100,7 @@ def test_only_a_shard_that_must_be_there_is_required(shard, required):
     """A command must leave a shard unless its configuration says otherwise; a function may."""
     environment = replace(ENVIRONMENT, shard=shard)
     attempt = attempts.collect(place("collect", 0, "env_1"), environment, WORKFLOW.cwd, ())
-    assert attempt.seal["required"] is required
+    assert attempt.seal is required
 
 
 def test_the_update_changes_private_copies():

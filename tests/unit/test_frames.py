@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rose_hpc.execution import frames
-from rose_hpc.execution.frames import Unpacker, pack, receive, unpack
+from rose_hpc.execution.frames import Receiver, Unpacker, pack, unpack
 
 MESSAGES = st.dictionaries(
     st.text(max_size=8), st.integers() | st.text(max_size=20) | st.lists(st.booleans()), max_size=3
@@ -39,8 +39,8 @@ def test_all_readers_agree(sent):
     with ours, theirs:
         ours.sendall(data)
         ours.shutdown(socket.SHUT_WR)
-        blocking = []
-        while (frame := receive(theirs)) is not None:
+        blocking, receiver = [], Receiver(theirs)
+        while (frame := receiver.next()) is not None:
             blocking.append(frame)
     assert blocking == unpack(data) == sent
 
@@ -53,7 +53,7 @@ def test_a_frame_cut_short_is_no_frame():
         with ours, theirs:
             ours.sendall(data[:cut])
             ours.shutdown(socket.SHUT_WR)
-            assert receive(theirs) is None
+            assert Receiver(theirs).next() is None
         assert Unpacker().feed(data[:cut]) == []
         if cut:
             with pytest.raises(ValueError, match="no whole frame"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rose_hpc.execution.attempt import Attempt
-from rose_hpc.execution.frames import pack, receive
+from rose_hpc.execution.frames import Unpacker, pack
 
 
 def lives(pid: int) -> bool:
@@ -51,11 +51,13 @@ def start(supervisor: socket.socket, identifier: str, script: str) -> None:
 
 def until_done(supervisor: socket.socket, identifier: str) -> None:
     supervisor.settimeout(20)
+    unpacker = Unpacker()
     while True:
-        frame = receive(supervisor)
-        assert frame is not None
-        if frame[0]["op"] == "done" and frame[0]["outcome"]["id"] == identifier:
-            return
+        data = supervisor.recv(1)  # no more than this frame
+        assert data
+        for message, _ in unpacker.feed(data):
+            if message["op"] == "done" and message["outcome"]["id"] == identifier:
+                return
 
 
 def daemon(folder: Path, name: str) -> str:

@@ -398,8 +398,8 @@ def sealed(bench: Bench, identifier: str, script: str, *, required: bool = True)
     return bench.attempt(
         identifier,
         script,
-        env={"ROSE_HPC_SHARD": str(shard)},
-        seal={"required": required, "attributes": {"environment": identifier}},
+        env={"ROSE_HPC_SHARD": str(shard), "ROSE_HPC_ENVIRONMENT": identifier},
+        seal=required,
     )
 
 
