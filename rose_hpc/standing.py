@@ -35,8 +35,7 @@ class Sight:
         records: all of its journal, where they were asked for: those of a long run take a gigabyte.
         progress: the fold of them.
         jobs: what was submitted.
-        learners: likewise.
-        mark: how far the journal was read.
+        learners, mark: likewise; how far the journal was read.
 
     Raises (:meth:`of`):
         RunError: when it is not a run, or its journal is damaged.

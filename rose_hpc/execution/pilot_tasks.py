@@ -24,9 +24,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rose_hpc.errors import EngineError, RoseHpcError, TaskError, UsageError
+from rose_hpc.errors import EngineError, RoseHpcError, UsageError
 from rose_hpc.execution.pilot_link import CLOSE_TIMEOUT_S, Link
-from rose_hpc.execution.pilot_resources import PilotPlan, plan_pilot, plan_task, shell_safe
+from rose_hpc.execution.pilot_resources import PilotPlan, plan_pilot, shell_safe
+from rose_hpc.execution.pilot_task_plan import plan_task
+from rose_hpc.execution.pilot_words import last_words, task_error, why
 from rose_hpc.slurm.commands import clean_environment
 
 logger = logging.getLogger(__name__)
@@ -125,7 +127,7 @@ class PilotTasks:
     def _heard(self, message: dict[str, Any] | None) -> None:
         if message is None:
             self._state = "FAILED"
-            self._fail(f"the process that runs radical.pilot ended{_last_words(self.sandbox)}")
+            self._fail(f"the process that runs radical.pilot ended{last_words(self.sandbox)}")
         elif message["op"] == "state":
             self._state = message["state"]
         elif message["op"] == "ready" and self._ready is not None and not self._ready.done():
@@ -138,7 +140,7 @@ class PilotTasks:
             self._finish(message)
         elif message["op"] == "ended":
             self._state = message["state"]
-            self._fail(_why(self._plan, message))
+            self._fail(why(self._plan, message))
 
     def _finish(self, message: Mapping[str, Any]) -> None:
         task, state = self._tasks.pop(message["id"]), message["state"]
@@ -148,7 +150,7 @@ class PilotTasks:
         task.update(stdout=stdout, stderr=stderr, exit_code=message["exit_code"], return_value=None)
         if state == TaskStates.FAILED:
             self._failures += 1
-            task["exception"] = _task_error(task, message)
+            task["exception"] = task_error(task, message)
         self._callback(task, state)
 
     def _fail(self, cause: str) -> None:
@@ -275,28 +277,3 @@ def _make_sandbox(plan: PilotPlan) -> Path:
     except OSError as error:
         raise UsageError(f"the pilot's sandbox {error.filename} cannot be made: {error.strerror}") from error
     return base
-
-
-def _why(plan: PilotPlan, message: Mapping[str, Any]) -> str:
-    if message["state"] == "DONE":
-        cause = f"it has ended; its runtime is {plan.runtime_min} min"
-    else:
-        cause = f"it ended as {message['state']}"
-    return f"{cause}: {message['reason']}" if message["reason"] else cause
-
-
-def _last_words(sandbox: Path | None) -> str:
-    try:
-        lines = (sandbox or Path()).joinpath("host.log").read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    said = [line for line in lines if "rose_hpc.pilot_host pilot " not in line]  # not the states that it went through
-    return f": {said[-1]}" if said else ""
-
-
-def _task_error(task: Mapping[str, Any], message: Mapping[str, Any]) -> TaskError:
-    name = task.get("name") or task["uid"]
-    lines = message["stderr"].strip().splitlines()
-    said = lines[-1] if lines else message["reason"] if message["exit_code"] is None else ""
-    code = "was not run" if message["exit_code"] is None else f"failed with exit code {message['exit_code']}"
-    return TaskError(f"task {name!r} {code}{f': {said}' if said else ''}", hint=f"see {message['sandbox']}")

@@ -14,7 +14,7 @@ import pytest
 
 CAMPAIGN = Path(__file__).with_name("campaign")
 #: parts that run side by side, about as long as each other, and how many trials each has at least
-HALVES = ({"failpoints": 20, "clock": 14}, {"kills": 20, "drivers": 20, "sbatch": 25})
+HALVES = ({"failpoints": 20, "clock": 7}, {"kills": 20, "drivers": 20, "sbatch": 25})
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,8 @@ def test_who_is_late_is_discarded(folder: Path) -> None:
 def test_a_late_shard_is_taken_into_the_next_iteration(folder: Path) -> None:
     """With a policy lag of one who is late runs on; its shard stands for it in the next bank, and only there."""
     write(folder, env_2=["wait"], update={"0": "go"})
-    with run(folder, "merge.min_environments=2", "merge.deadline_s=3", "merge.max_policy_lag=1", start=True) as driver:
+    sets = ("merge.min_environments=2", "merge.deadline_s=6", "merge.max_policy_lag=1")  # enough for the others, too
+    with run(folder, *sets, start=True) as driver:
         projects.wait_for((folder / "up-update-0").exists)
         (folder / "go").touch()  # the late one ends while the update runs, or soon after
         output, errors = driver.communicate(timeout=90)

@@ -22,7 +22,8 @@ from radical.asyncflow import WorkflowEngine
 from rose_hpc import RadicalExecutionBackend
 from rose_hpc.errors import EngineError, TaskError, UsageError
 from rose_hpc.execution.pilot_reaper import descendants
-from rose_hpc.execution.pilot_resources import PilotPlan, plan_pilot, plan_task
+from rose_hpc.execution.pilot_resources import PilotPlan, plan_pilot
+from rose_hpc.execution.pilot_task_plan import plan_task
 
 needs_pilot = pytest.mark.skipif(
     importlib.util.find_spec("radical.pilot") is None, reason="optional extra: radical.pilot"

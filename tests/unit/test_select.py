@@ -18,7 +18,8 @@ from rose_hpc.errors import UsageError
 from rose_hpc.execution import pilot_slurm, select
 from rose_hpc.execution.attempt import Attempt
 from rose_hpc.execution.mpi import launch
-from rose_hpc.execution.pilot_resources import PilotPlan, host_environment, plan_pilot, plan_task
+from rose_hpc.execution.pilot_resources import PilotPlan, host_environment, plan_pilot
+from rose_hpc.execution.pilot_task_plan import plan_task
 from rose_hpc.execution.pool import plan_request
 from rose_hpc.execution.select import choose_engine, config_resources, execution_backend, pilot_resources
 from rose_hpc.execution.slots import Gpus, Request

@@ -68,13 +68,15 @@ def cell(shared: Torture, clock: Path, form: str, stage: str, hours: int) -> lis
 
 @contextmanager
 def cells(folder: Path, long: bool) -> Iterator[Iterator[Cell]]:
-    """Every stage, forward and back; the short form without the foreign engine."""
+    """Every stage, forward and back; the short form without the foreign engine, by turns forward or back."""
     clock = folder / "clock"
     clock.write_text("0")
     with Torture(folder, LD_PRELOAD=str(build(folder)), SHIFT_CLOCK=str(clock)) as shared:
 
         def each() -> Iterator[Cell]:
-            for form, stage, hours in itertools.product(TRAININGS if long else ["config"], STAGES, (1, -1)):
+            every = list(itertools.product(TRAININGS, STAGES, (1, -1)))
+            turns = [("config", stage, (-1) ** number) for number, stage in enumerate(STAGES)]
+            for form, stage, hours in every if long else turns:
                 name = f"{form}, {stage}, {hours:+} h"
                 yield name, lambda form=form, stage=stage, hours=hours: cell(shared, clock, form, stage, hours)
 

@@ -42,11 +42,11 @@ def strike(trial: Trial, driver: Driver, rng: random.Random) -> None:
     driver.kill(group=what == "group")
 
 
-def cell(shared: Torture, number: int) -> list[str]:
-    """One run that is struck one to six times, and then left alone."""
+def cell(shared: Torture, number: int, most: int) -> list[str]:
+    """One run that is struck one to ``most`` times, and then left alone."""
     rng = random.Random(number)
     with shared.trial(TRAININGS[number % len(TRAININGS)]) as trial:
-        for _ in range(rng.randint(1, 6)):
+        for _ in range(rng.randint(1, most)):
             driver = trial.start()
             strike(trial, driver, rng)
             if trial.settle(driver) in (0, 3):
@@ -59,7 +59,8 @@ def cell(shared: Torture, number: int) -> list[str]:
 def cells(folder: Path, long: bool) -> Iterator[Iterator[Cell]]:
     """Numbered ones."""
     with Torture(folder) as shared:
-        yield ((str(k), lambda k=k: cell(shared, k)) for k in range(LONG if long else SHORT))
+        most = 6 if long else 3
+        yield ((str(k), lambda k=k: cell(shared, k, most)) for k in range(LONG if long else SHORT))
 
 
 PART = Part(
