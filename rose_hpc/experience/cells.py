@@ -96,7 +96,7 @@ class Cell:
         except (ValueError, OverflowError) as error:
             raise SchemaError(f"column '{name}': {error}") from error
         check_dtype(name, array.dtype)
-        return array
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _column_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -79,6 +79,18 @@ def test_any_numeric_observation_and_action_keeps_its_dtype_and_shape(
         assert np.array_equal(found[name], [value, value])
 
 
+def test_the_other_byte_order_is_turned(tmp_path: Path) -> None:
+    """As netCDF and FITS have it: the same shard as from the machine's own order, by rows and by arrays."""
+    values = {"observations": np.arange(12, dtype=np.float32).reshape(6, 2), "rewards": np.arange(6.0)}
+    with ShardWriter(tmp_path / "a.h5") as shard:
+        shard.extend(**values)
+    with ShardWriter(tmp_path / "b.h5") as shard:
+        shard.extend(**{name: array[:3].astype(array.dtype.newbyteorder()) for name, array in values.items()})
+        for row in range(3, 6):
+            shard.append(**{name: array.astype(array.dtype.newbyteorder())[row] for name, array in values.items()})
+    assert read_info(tmp_path / "a.h5").digest == read_info(tmp_path / "b.h5").digest
+
+
 def test_rows_are_copied(tmp_path: Path) -> None:
     """A simulator that reuses its observation buffer does not change rows that were appended or extended before."""
     buffer, block = np.zeros(4, np.float32), np.zeros((2, 4), np.float32)
