@@ -435,10 +435,10 @@ def tries(scenario: Scenario, folder: Path, fault: Fault) -> Iterator[tuple[int,
     """Every call in turn fails this way, until none does: which one it was, and what was raised."""
     at = 1
     while True:
-        error = attempt(scenario, folder, at, fault)
+        tried = [attempt(scenario, folder, at, fault)]
         if not what_failed():
             return
-        yield at, error
+        yield at, tried.pop()  # not kept here: its frames hold files
         at += 1
 
 
