@@ -203,7 +203,7 @@ class Drill:
 
     def _start(self, run: RunDir) -> Processes:
         token = uuid.uuid4().hex
-        argv = [sys.executable, "-m", "rose_hpc"]
+        argv = [sys.executable, "-P", "-m", "rose_hpc"]
         if run.journal.exists():
             engine = [w for k, w in enumerate(self.options) if "--engine" in (w, *self.options[max(0, k - 1) : k])]
             argv += ["resume", str(run.path), "--here", *engine]

@@ -182,5 +182,8 @@ class Child:
 
 
 def python_argv(module: str, *arguments: str) -> list[str]:
-    """Start one of our modules with the interpreter that runs us (never a shim: it costs 80 ms a rank)."""
-    return [sys.executable, "-m", module, *arguments]
+    """Start one of our modules with the interpreter that runs us (never a shim: it costs 80 ms a rank).
+
+    ``-P``: what lies in the working folder is the user's: it is not ours for having the name of one of our modules.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]

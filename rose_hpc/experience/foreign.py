@@ -129,7 +129,7 @@ def _ask(request: dict[str, Any], limits: Limits) -> tuple[list[dict[str, Any]],
     """The child's answers, in order, and how it ended; empty when it answered all."""
     request = {**request, "memory_mb": limits.memory_mb, "seconds": limits.seconds, "file_mb": limits.file_mb}
     with subprocess.Popen(
-        [sys.executable, "-m", "rose_hpc.experience.foreign"],
+        [sys.executable, "-P", "-m", "rose_hpc.experience.foreign"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # HDF5 and the allocator's last words; the answers say what matters

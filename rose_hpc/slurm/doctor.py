@@ -232,7 +232,7 @@ def examine_nodes(srun: Sequence[str], nodes: int, runs: Path, wait_s: float) ->
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=runs) as folder, open(Path(folder, "lock"), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--time=00:02:00", *srun]
-        answer = call([*argv, sys.executable, "-m", "rose_hpc.slurm.probe", str(Path(folder).absolute())], wait_s)
+        answer = call([*argv, sys.executable, "-P", "-m", "rose_hpc.slurm.probe", str(Path(folder).absolute())], wait_s)
     facts = []
     for line in answer.stdout.splitlines():
         try:

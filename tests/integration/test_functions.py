@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import projects
@@ -49,6 +51,10 @@ CONFIG = """
     function = "steps:check"
     threshold = 2.5
 """
+
+
+#: modules of the standard library and ours, under whose names a user may have something else
+TAKEN = ("json", "queue", "selectors", "socket", "zmq", "rose_hpc", "numpy", "h5py")
 
 
 def write(folder: Path, module: str = MODULE, config: str = CONFIG) -> Path:
@@ -142,3 +148,19 @@ def test_what_only_running_tells_names_the_function(tmp_path: Path) -> None:
         write(tmp_path, module)
         done = projects.rose_hpc("resume", "r", cwd=tmp_path)
         assert (done.returncode, message in done.stdout + done.stderr) == (code, True), done.stderr
+
+
+def test_what_lies_in_the_folder_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """A run is started where files have the names of modules: our processes import their own."""
+    folder = tmp_path / "folder"
+    path = projects.write_project(tmp_path / "project")
+    folder.mkdir()
+    for name in TAKEN:
+        (folder / f"{name}.py").write_text("raise SystemExit('imported by mistake: ' + __name__)\n")
+    command = [sys.executable, "-P", "-m", "rose_hpc", "run", path, "--run-dir", tmp_path / "run"]  # as rose-hpc does
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [record["iteration"] for record in projects.records(tmp_path / "run", "stage", stage="merge")] == [0, 1, 2]
+    command = [sys.executable, "-P", "-m", "rose_hpc", "inspect", str(tmp_path / "run" / "iter-0002" / "bank.h5")]
+    told = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == 0, told.stderr
