@@ -211,4 +211,4 @@ def test_a_stopped_process_can_be_ended(path, log):
 
 def test_our_modules_run_with_our_interpreter():
     """Ranks are started by the interpreter itself: a shim costs 80 ms each."""
-    assert python_argv("rose_hpc.execution.rank", "7") == [sys.executable, "-m", "rose_hpc.execution.rank", "7"]
+    assert python_argv("rose_hpc.execution.rank", "7") == [sys.executable, "-P", "-m", "rose_hpc.execution.rank", "7"]
