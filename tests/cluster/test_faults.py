@@ -111,7 +111,7 @@ class Case:
         return int(count)
 
     def starts_again(self, job: str) -> None:
-        """Slurm lets a requeued job wait for two minutes, from whenever it has seen its end: ask until it is running."""
+        """Slurm lets a requeued job wait for two minutes, from when it has seen its end: ask until it runs."""
         call = self.site.cluster.call
         projects.wait_for(lambda: call("squeue", "-h", "-o", "%T", "-j", job).stdout == "PENDING\n")
 
