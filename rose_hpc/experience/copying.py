@@ -22,7 +22,6 @@ from rose_hpc.experience.files import (
     UnreadableError,
     copies_by_itself,
     copy_range,
-    fetch,
     new_buffer,
     opened,
     read_into,
@@ -138,8 +137,6 @@ class Copier:
             whole = [piece for piece in of_shard if piece.size <= limit and not piece.start]
             try:
                 with opened(self._sources[number].path) as source:
-                    if whole:
-                        fetch(source, *_extent(self._sources[number].offsets, whole))
                     batch.copy(source, self._sources[number].offsets, whole)
                     for piece in of_shard if len(whole) < len(of_shard) else ():
                         if piece not in whole:
@@ -176,13 +173,6 @@ class Copier:
                 write(piece.column, view, piece.target + at - start)
         if verify:
             self._tally.add_shard(piece, shard_tree)
-
-
-def _extent(offsets: Mapping[str, int], pieces: Iterable[Piece]) -> tuple[int, int]:
-    """Offset and size of the part of a file that pieces lie in."""
-    places = [(offsets[piece.column], piece.size) for piece in pieces]
-    first = min(places)[0]
-    return first, max([offset + size for offset, size in places]) - first
 
 
 def _blocks(start: int, stop: int, unit: int, step: int) -> Iterator[tuple[int, int]]:
