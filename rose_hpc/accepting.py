@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from rose_hpc import failpoints, publishing
@@ -93,7 +93,8 @@ async def _commit(tries: Tries, iteration: int, fit: Sequence[Collected]) -> Non
     shards = {c.place.shard: session.run.shard(iteration, c.place.environment) for c in fit if c.outcome.info}
     if shards:
         session.check_owned()
-        await tries.quick.run(publishing.publish_all, shards)
+        folders = await tries.quick.run(publishing.name_all, shards)
+        session.first(partial(publishing.sync_all, folders))
         failpoints.hit("shard-published")
     if fit:
         session.record_all("rank", [_record(tries, iteration, collected) for collected in fit])

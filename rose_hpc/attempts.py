@@ -109,7 +109,7 @@ def collect(
     return attempt if policy is None or attempt.ranks > 1 else replace(attempt, policy=policy)
 
 
-def merge(place: Place, workflow: Workflow, shards: Mapping[Path, str], way: Way) -> Attempt:
+def merge(place: Place, workflow: Workflow, shards: Mapping[Path, str], way: Way, *, fsync: bool = True) -> Attempt:
     """The reduction of an iteration's shards (with the digests of their records), in the configuration's order."""
     arguments = {
         "phase": "whole",
@@ -117,6 +117,7 @@ def merge(place: Place, workflow: Workflow, shards: Mapping[Path, str], way: Way
         "shards": {str(path): digest for path, digest in shards.items()},
         "bank": place.shard,
         "verify": workflow.verify,
+        "fsync": fsync,
         "workers": way.threads,
         "attributes": {"run": place.run.name, "iteration": place.iteration},
     }

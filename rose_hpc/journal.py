@@ -128,6 +128,12 @@ def _begins_soundly(line: bytes) -> bool:
     return False
 
 
+def stamped(kind: str, those: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records of one kind and of now, but without a place in a journal."""
+    now = round(time.time(), 3)
+    return [{"time": now, "kind": kind, **fields} for fields in those]
+
+
 class Journal:
     """The owner's side: reads what is there, cuts a torn tail off, and appends.
 
@@ -184,9 +190,12 @@ class Journal:
                 written, but the disk refuses what should be on it by now.
             OwnedError: when somebody else has written to the journal.
         """
+        return self.write(stamped(kind, those))
+
+    def write(self, those: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Write records that :func:`stamped` made, as :meth:`append_all` does."""
         failpoints.hit("journal-append")
-        now = round(time.time(), 3)
-        records = [{"seq": seq, "time": now, "kind": kind, **fields} for seq, fields in enumerate(those, self._count)]
+        records = [{"seq": seq, **record} for seq, record in enumerate(those, self._count)]
         lines = b"".join(map(encode, records))
         with named(RunError, f"cannot write {self.path}"):
             self._write(lines)

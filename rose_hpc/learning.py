@@ -94,8 +94,8 @@ class Learning:
         Raises:
             UsageError: when no record can hold it.
         """
-        self.session.record("config", iteration=self.session.progress.iteration, config=as_record(config))
-        self.session.journal.sync()  # before the iteration is closed in which this was set: it may be another learner's
+        # at once: before the iteration is closed in which this was set, which may be another learner's
+        self.session.record_now("config", iteration=self.session.progress.iteration, config=as_record(config))
 
     def _arguments(self, stage: str, iteration: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         task = {"collect": "environment", "check": "criterion"}.get(stage, stage)

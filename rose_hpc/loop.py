@@ -6,9 +6,10 @@ The loop does whatever has no record in the journal. A first run and a resumed r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rose_hpc import failpoints, retention
@@ -204,6 +205,7 @@ class Loop:
             self._check_time(iteration, "check")
             await stages.check(iteration, self.workflow.criterion.work)
             self.walltime.worked = True
+        await self.session.settle()  # nobody is told of what could still be lost
 
     def _close(self, iteration: int) -> None:
         failpoints.hit("iteration-done")
@@ -212,17 +214,23 @@ class Loop:
         self.session.record("checkpoint", iteration=iteration)
         failpoints.hit("checkpoint-recorded")
         self.stages.tries.forget(iteration)
-        self._retain(iteration, sweep=False)
+        self._retain(iteration, sweep=False, behind=True)
 
-    def _retain(self, iteration: int, *, sweep: bool) -> None:
+    def _retain(self, iteration: int, *, sweep: bool, behind: bool = False) -> None:
         """Remove what need not stay after ``iteration``; all iterations are looked at where retention may have changed.
 
         That is once the next one is done, or nothing is left to do: there may be ten thousand folders to look at.
         """
-        progress = self.session.progress
-        kept = retention.apply(self.session.run, self.workflow, progress, iteration, sweep=sweep, before=self._sync)
-        for problem in kept:
-            self.session.warn(f"{problem}; `{self.session.run.command('gc')}` removes it later")
+        run, progress = self.session.run, self.session.progress
+        leaving = retention.plan(run, self.workflow, progress, iteration, sweep=sweep)
+        if behind:
+            self.session.first(partial(self._remove, leaving, asyncio.get_running_loop().call_soon_threadsafe))
+        else:
+            self._remove(leaving)
+
+    def _remove(self, leaving: retention.Leaving, tell: Callable[..., Any] = lambda tell, text: tell(text)) -> None:
+        for problem in retention.remove(leaving, before=self._sync):
+            tell(self.session.warn, f"{problem}; `{self.session.run.command('gc')}` removes it later")
 
     def _sync(self) -> None:
         """Nothing goes before its record is on the disk; where nothing goes, the group commit is early enough."""

@@ -1,8 +1,8 @@
 """Publishing: how files and folders get the names that records speak of, so that a crash leaves all of one or nothing.
 
-A file or folder is *published* by writing it under a scratch name, bringing it to the disk, and renaming it; the
-record in the journal follows. Scratch names carry the attempt's id, so an attempt that outlived its driver can never
-overwrite its repetition.
+A file or folder is *published* by writing it under a scratch name, renaming it, and bringing it and its name to the
+disk; the record in the journal follows. Scratch names carry the attempt's id, so an attempt that outlived its driver
+can never overwrite its repetition.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def publish(scratch: str | Path, target: Path) -> None:
 
 
 def publish_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> None:
-    """Give files that are already on the disk their published names, and wait once for the names to be on it too.
+    """Give files that are already on the disk their published names, and wait for the names to be on it too.
 
     Args:
         files: the name each is to have, by the one it has.
@@ -60,7 +61,19 @@ def publish_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> None:
     Raises:
         RunError: when the system refuses. Of each the old file or the new one is there then.
     """
-    folders = {target.parent for target in files.values()}
+    sync_all(name_all(files))
+
+
+def name_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> list[Path]:
+    """Give files or folders their published names. They are published once they and the names are on the disk.
+
+    Returns:
+        the folders that have the names, for :func:`sync_all`: once for all of them.
+
+    Raises:
+        RunError: as :func:`publish_all` does.
+    """
+    folders = list(dict.fromkeys(target.parent for target in files.values()))
     for folder in folders:
         with named(RunError, f"cannot make {folder}"):
             make_folder(folder)
@@ -69,9 +82,19 @@ def publish_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> None:
         with named(RunError, f"cannot publish {target}"):
             os.rename(scratch, target)  # noqa: PTH104 - Path.rename makes another Path, a thousand times
         failpoints.hit("publish-renamed")
-    for folder in folders:
-        with named(RunError, f"cannot bring {folder} to the disk"):
-            fsync_path(folder)
+    return folders
+
+
+def sync_all(paths: Iterable[Path]) -> None:
+    """Bring files, and the names that are in folders, to the disk.
+
+    Raises:
+        RunError: when the system refuses.
+    """
+    for path in paths:
+        with named(RunError, f"cannot bring {path} to the disk"):
+            fsync_path(path)
+    failpoints.hit("publish-synced")
 
 
 def write_file(target: Path, data: bytes) -> None:
@@ -100,7 +123,7 @@ def publish_tree(scratch: Path, target: Path) -> dict[str, Any]:
 
 
 def publish_trees(folders: Mapping[Path, Path]) -> list[dict[str, Any]]:
-    """Publish folders: their files are synced and made read-only (they are committed), then the folders are renamed.
+    """Publish folders: their files become read-only (they are committed), and all of it is on the disk.
 
     Args:
         folders: the name each is to have, by the one it has.
@@ -111,21 +134,57 @@ def publish_trees(folders: Mapping[Path, Path]) -> list[dict[str, Any]]:
     Raises:
         RunError: when the system refuses, or something is in one that cannot be published.
     """
+    facts, sync = name_trees(folders)
+    sync()
+    return facts
+
+
+def name_trees(folders: Mapping[Path, Path]) -> tuple[list[dict[str, Any]], Callable[[], None]]:
+    """Make folders read-only and give them their published names.
+
+    Returns:
+        what :func:`publish_trees` returns, and what is to be called for them to be published: it brings all of it to
+        the disk, or raises RunError.
+
+    Raises:
+        RunError: as :func:`publish_trees` does.
+    """
     failpoints.hit("tree-unsealed")
     facts = [tree_facts(scratch, seal=True) for scratch in folders]
     failpoints.hit("tree-sealed")
-    aside = {scratch.with_name(f"{scratch.name}.old"): target for scratch, target in folders.items()}
-    for old, target in aside.items():
+    aside: list[Path] = []
+    for scratch, target in folders.items():
         with named(RunError, f"cannot replace {target}"):
-            if target.exists():  # published by an attempt whose record was never written: it has not happened
+            if os.path.lexists(target):  # published by an attempt whose record was never written: it has not happened
+                old = scratch.with_name(f"{scratch.name}.old")
                 remove(old)
                 target.rename(old)  # whole, for what is half removed must not be there under a published name
+                aside.append(old)
                 failpoints.hit("tree-removed")
-    publish_all(folders)
-    for old in aside:
-        with suppress(RunError):  # the next driver clears what scratch is left
-            remove(old)
-    return facts
+    names = name_all(folders)
+
+    def sync() -> None:
+        for target, known in zip(folders.values(), facts, strict=True):
+            if known["files"] or any(target.iterdir()):  # of an empty one there is nothing but its name
+                sync_all(_everything(target))
+        sync_all(names)
+        for old in aside:
+            with suppress(RunError):  # the next driver clears what scratch is left
+                remove(old)
+
+    return facts, sync
+
+
+def _everything(folder: Path) -> Iterator[Path]:
+    """All files in a folder, then its folders, from within to itself."""
+    folders = [folder]
+    for entry in _entries(str(folder)):
+        path = Path(entry.path)
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(path)
+        else:
+            yield path
+    yield from reversed(folders)
 
 
 def tree_facts(folder: Path, *, seal: bool = False) -> dict[str, Any]:
@@ -133,45 +192,58 @@ def tree_facts(folder: Path, *, seal: bool = False) -> dict[str, Any]:
 
     Args:
         folder: which.
-        seal: also bring all of it to the disk, and make it read-only.
+        seal: also make its files read-only, and nobody else's.
 
     Raises:
         RunError: when it cannot be read (or sealed), or something is in it that is neither file nor folder.
     """
     with named(RunError, f"cannot {'seal' if seal else 'read'} {folder}"):
-        return _tree_facts(folder, seal)
+        return _facts(folder, partial(_read, seal=seal))
 
 
-def _tree_facts(folder: Path, seal: bool) -> dict[str, Any]:
+def _facts(
+    folder: Path, take: Callable[[str, str], tuple[str, int]], enter: Callable[[str], None] = lambda name: None
+) -> dict[str, Any]:
+    """What :func:`tree_facts` returns.
+
+    Args:
+        folder: of what.
+        take: is given each file's path, and the same below the folder; returns its digest and its bytes.
+        enter: is given the path below the folder of each folder in it.
+    """
     import xxhash  # here, because the login node's commands import this module too
 
-    total = xxhash.xxh3_128()
-    files = size = 0
     if folder.is_symlink() or not folder.is_dir():
         raise RunError(f"{folder} is a folder no more", hint="a task may change what is in it, and must leave it there")
-    folders = [str(folder)]
-    for entry in _entries(str(folder)):
+    total, top = xxhash.xxh3_128(), str(folder)
+    files = size = 0
+    for entry in _entries(top):
+        name = entry.path[len(top) + 1 :]
         if entry.is_dir(follow_symlinks=False):
-            folders.append(entry.path)
+            enter(name)
             continue
         if not entry.is_file(follow_symlinks=False):
             raise RunError(
                 f"{entry.path} is neither a file nor a folder", hint="keep only plain files in the policy and state"
             )
-        content = xxhash.xxh3_128()
-        with open(entry.path, "rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK):
-                content.update(chunk)
-                size += len(chunk)
-            if seal:
-                _seal(entry.path, file.fileno())
-        name = os.path.relpath(entry.path, folder) if len(folders) > 1 else entry.name
-        total.update(os.fsencode(name) + f"\0{content.hexdigest()}\n".encode())
-        files += 1
-    if seal and (files or len(folders) > 1):  # of an empty one there is nothing but its name, which its own folder has
-        for path in (*folders[1:], folders[0]):
-            fsync_path(Path(path))
+        digest, count = take(entry.path, name)
+        total.update(os.fsencode(name) + f"\0{digest}\n".encode())
+        files, size = files + 1, size + count
     return {"digest": total.hexdigest(), "files": files, "bytes": size}
+
+
+def _read(path: str, name: str, *, seal: bool) -> tuple[str, int]:
+    """Digest and bytes of a file."""
+    import xxhash
+
+    content, size = xxhash.xxh3_128(), 0
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            content.update(chunk)
+            size += len(chunk)
+        if seal:
+            _seal(path, file.fileno())
+    return content.hexdigest(), size
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -185,8 +257,7 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _seal(path: str, file: int) -> None:
-    """Bring a file to the disk, and make it read-only."""
-    os.fsync(file)
+    """Make a file read-only; where it has other names, which are not ours, a file of its own first."""
     status = os.fstat(file)
     if status.st_nlink > 1:  # a file outside would stay the committed one
         _unlink_from_others(Path(path))
@@ -200,36 +271,51 @@ def _unlink_from_others(path: Path) -> None:
     copy.rename(path)
 
 
-def copy_tree(source: Path | None, target: Path) -> None:
+def copy_tree(source: Path | None, target: Path) -> dict[str, Any]:
     """A private, writable copy of a published folder (an empty one for None).
 
     Never hard links: a change in place would alter the committed file.
 
+    Returns:
+        what :func:`tree_facts` says of the copy.
+
     Raises:
         RunError: when the system refuses; half a copy may be left then.
     """
+
+    def copy(path: str, name: str) -> tuple[str, int]:
+        found = copy_file(path, f"{target}/{name}")
+        failpoints.hit("copy-file-copied")
+        return found
+
     with named(RunError, f"cannot make {target}, a copy of {source or 'nothing'}"):
         target.mkdir(parents=True)
         failpoints.hit("copy-begun")
-        if source is None:
-            return
-        for path in sorted(source.rglob("*")):
-            copy = target / path.relative_to(source)
-            if path.is_dir():
-                copy.mkdir()
-            else:
-                copy_file(path, copy)
-                failpoints.hit("copy-file-copied")
-                copy.chmod(stat.S_IMODE(path.stat().st_mode) | 0o200)
+        return _facts(target if source is None else source, copy, lambda name: (target / name).mkdir())
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file's bytes; where the file system can, without moving them (a reflink)."""
-    with open(source, "rb") as given, open(target, "wb") as taken:
+def copy_file(source: str | Path, target: str | Path) -> tuple[str, int]:
+    """Copy a file's bytes; where the file system can, without moving them (a reflink). The copy can be written to.
+
+    Returns:
+        the copy's digest (xxh3-128) and bytes.
+    """
+    import xxhash
+
+    content, size = xxhash.xxh3_128(), 0
+    with open(source, "rb", buffering=0) as given, open(target, "w+b") as taken:
         try:
             fcntl.ioctl(taken, _FICLONE, given.fileno())
+            shared = True
         except OSError:
-            shutil.copyfileobj(given, taken, _CHUNK)
+            shared = False
+        while chunk := taken.read(_CHUNK) if shared else given.read(_CHUNK):
+            content.update(chunk)
+            size += len(chunk)
+            if not shared:
+                taken.write(chunk)
+        os.fchmod(taken.fileno(), stat.S_IMODE(os.fstat(given.fileno()).st_mode) | 0o200)
+    return content.hexdigest(), size
 
 
 def remove(path: str | Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rose_hpc import failpoints, publishing
@@ -14,39 +15,50 @@ from rose_hpc.rundir import RunDir
 from rose_hpc.workflow import Workflow
 
 
-def apply(
-    run: RunDir,
-    workflow: Workflow,
-    progress: Progress,
-    iteration: int,
-    *,
-    sweep: bool,
-    before: Callable[[], None] = lambda: None,
-) -> list[str]:
-    """Remove what need not stay once ``iteration`` is closed.
+@dataclass(frozen=True)
+class Leaving:
+    """What need not stay: files and folders that may be gone already, and folders that go once they are empty."""
+
+    run: RunDir
+    paths: list[Path]
+    folders: list[Path]
+
+
+def plan(run: RunDir, workflow: Workflow, progress: Progress, iteration: int, *, sweep: bool) -> Leaving:
+    """What need not stay once ``iteration`` is closed.
 
     Args:
         run, workflow, progress: the run.
         iteration: the last one that is closed.
         sweep: look at all iterations, not only at the one that has just left.
-        before: called if there is anything to remove; it brings the records of ``iteration`` to the disk.
+    """
+    paths = list(expired(run, workflow, progress, iteration, sweep=sweep))
+    return Leaving(run, paths, [run.shard(k, "").parent for k in _merged(progress, iteration, sweep=sweep)])
+
+
+def remove(leaving: Leaving, before: Callable[[], None] = lambda: None) -> list[str]:
+    """Remove it; in any thread.
+
+    Args:
+        leaving: of :func:`plan`.
+        before: called if there is anything to remove; it brings the records of the iteration to the disk.
 
     Returns:
         what could not be removed, and why: a run does not end for that.
     """
-    there = [p for p in expired(run, workflow, progress, iteration, sweep=sweep) if os.path.lexists(p)]
+    there = [path for path in leaving.paths if os.path.lexists(path)]
     if there:
         before()
     problems = []
     for path in there:
         try:
-            publishing.drop(path, run.scratch)
+            publishing.drop(path, leaving.run.scratch)
         except RunError as error:
             problems.append(str(error))
         failpoints.hit("expired-dropped")
-    for k in _merged(progress, iteration, sweep=sweep):
+    for folder in leaving.folders:
         with suppress(OSError):  # not there, or not empty: shards that were set aside stay
-            (run.iteration(k) / "shards").rmdir()
+            folder.rmdir()
     failpoints.hit("retention-applied")
     return problems
 

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from rose_hpc.ownership import HEARTBEAT_S, Ownership
 from rose_hpc.progress import Progress
 from rose_hpc.refusals import named
 from rose_hpc.rundir import RunDir
+from rose_hpc.write_behind import WriteBehind
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Session:
             if within is None:
                 self.ownership.release()
             raise
+        self._behind = WriteBehind(self.journal)
         self._lost: OwnedError | None = None
         self._owned_at = -math.inf
         self._words: set[tuple[Path, str]] = set()
@@ -130,10 +132,35 @@ class Session:
             OwnedError: when another driver has taken the run over.
         """
         self.check_owned()
-        for record in self.journal.append_all(kind, those):
+        self._take(self._behind.append_all(kind, those))
+
+    def record_now(self, kind: str, **fields: Any) -> None:
+        """Append a record that speaks of no file, and have it on the disk, whatever is still to be done for others.
+
+        Raises:
+            OwnedError, RunError: as :meth:`record` and :meth:`rose_hpc.journal.Journal.sync`.
+        """
+        self.check_owned()
+        self._take(self.journal.append_all(kind, [fields]))
+        self.journal.sync()
+
+    def _take(self, records: Iterable[Mapping[str, Any]]) -> None:
+        for record in records:
             self.progress.apply(record)
             for observer in self.observers:
                 observer.recorded(record, self.progress)
+
+    def first(self, work: Callable[[], None]) -> None:
+        """Have a thread do what must be done before anything that is recorded from now on is written."""
+        self._behind.do(work)
+
+    async def settle(self) -> None:
+        """Wait until all that was recorded is written, and what was to be done before it is done.
+
+        Raises:
+            RunError, OwnedError: it could not be: the records that were to follow are not written, either.
+        """
+        await self._behind.settle()
 
     def check_owned(self) -> None:
         """Make sure that the run is still ours, before anything is published or recorded.

@@ -10,8 +10,9 @@ from typing import Any
 from rose_hpc import attempts, failpoints, publishing
 from rose_hpc.attempts import Place
 from rose_hpc.collect import Collect
-from rose_hpc.errors import RunError
+from rose_hpc.errors import RoseHpcError, RunError
 from rose_hpc.execution import merging
+from rose_hpc.refusals import named
 from rose_hpc.results import last_number, number, signature
 from rose_hpc.streaming import Reduced, Streaming
 from rose_hpc.tries import Tries
@@ -47,7 +48,8 @@ class Stages:
             self.tries.values = {name: record.get("value") for name, record in done.items()}
 
     async def collect(self, iteration: int) -> None:
-        """Run the environments."""
+        """Run the environments; meanwhile there is time to make the iteration's folders."""
+        self.session.first(partial(self._make_folder, iteration))
         await self._collect.run(iteration)
 
     def hand_over(self, why: str) -> None:
@@ -59,6 +61,10 @@ class Stages:
         """End whatever still runs for the run; it is over for this driver."""
         await self._collect.abandon(why)
         await self._streaming.abandon()
+        try:
+            await self.session.settle()
+        except RoseHpcError as error:
+            self.session.warn(f"{error.message}: what was done last has no record, and will be done again")
 
     async def merge(self, iteration: int) -> bool:
         """Merge the shards; False when some were damaged: they are set aside, and their environments run again."""
@@ -71,6 +77,13 @@ class Stages:
     async def check(self, iteration: int, work: Work) -> None:
         """Measure the policy."""
         await self.tries.persist(partial(self._check, iteration, work))
+
+    def _make_folder(self, iteration: int) -> None:
+        run, had_shards = self.session.run, self.session.progress.has_bank(iteration - 1)
+        shards = had_shards or any(environment.shard for environment in self.workflow.environments)
+        folder = run.shard(iteration, "").parent if shards else run.iteration(iteration)
+        with named(RunError, f"cannot make {folder}"):
+            publishing.make_folder(folder)
 
     async def _merge(self, iteration: int) -> bool:
         run, progress = self.session.run, self.session.progress
@@ -92,7 +105,9 @@ class Stages:
             await self.tries.fail(place, outcome, outcome.message, outcome.reason)
             raise AssertionError("unreachable")
         self.session.check_owned()
-        publishing.publish(place.shard, run.bank(iteration))
+        bank = run.bank(iteration)
+        folders = publishing.name_all({place.shard: bank})
+        self.session.first(partial(publishing.sync_all, folders if reduced.synced else [bank, *folders]))
         failpoints.hit("bank-published")
         facts = {key: outcome.info[key] for key in ("rows", "bytes", "digest")} | reduced.facts
         columns = signature(outcome.info["columns"])
@@ -113,8 +128,11 @@ class Stages:
         file_system = merging.file_system_of(run.path)
         way = merging.choose_way(size, self.engine.free_cores, self.workflow.way, self.workflow.workers, file_system)
         shards = {run.shard(iteration, name): ranks[name]["digest"] for name in names}
-        outcome = await merging.merge(self.engine, attempts.merge(place, self.workflow, shards, way), way)
-        return Reduced(place, outcome, {"way": way.name} | ({"parts": way.parts} if way.parts > 1 else {}))
+        later = self.engine.is_local and way.name == "threads"  # what another node wrote, only that one can sync
+        attempt = attempts.merge(place, self.workflow, shards, way, fsync=not later)
+        outcome = await merging.merge(self.engine, attempt, way)
+        facts = {"way": way.name} | ({"parts": way.parts} if way.parts > 1 else {})
+        return Reduced(place, outcome, facts, synced=not later)
 
     def _set_aside(self, iteration: int, name: str, path: Path, message: str) -> None:
         aside = path.with_name(f"{path.name}.damaged-{len(list(path.parent.glob(path.name + '.damaged-*')))}")
@@ -140,7 +158,8 @@ class Stages:
         failpoints.hit("update-answered")
         self.session.check_owned()
         trees = {place.state: run.state(iteration), place.policy: run.policy(iteration)}
-        state, policy = await self.tries.quick.run(publishing.publish_trees, trees)
+        (state, policy), sync = await self.tries.quick.run(publishing.name_trees, trees)
+        self.session.first(sync)
         failpoints.hit("policy-published")
         self.session.record(
             "stage",
@@ -181,8 +200,8 @@ class Stages:
             ("policy", run.policy(iteration), place.policy),
             ("state", run.state(iteration), place.state),
         ):
-            publishing.copy_tree(source if committed else None, copy)
-            if committed and publishing.tree_facts(copy)["digest"] != committed[name]["digest"]:
+            copied = publishing.copy_tree(source if committed else None, copy)
+            if committed and copied["digest"] != committed[name]["digest"]:
                 raise RunError(
                     f"{source} is not what the update of iteration {iteration} left: an environment or a check has "
                     "changed it",

@@ -29,11 +29,16 @@ WORTH_STREAMING = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Reduced:
-    """How a reduction ended, whose bank is at ``place.shard``; ``facts`` of its record."""
+    """How a reduction ended, whose bank is at ``place.shard``; ``facts`` of its record.
+
+    Attributes:
+        synced: whether the bank is on the disk.
+    """
 
     place: Place
     outcome: Outcome
     facts: dict[str, Any]
+    synced: bool = True
 
 
 @dataclass

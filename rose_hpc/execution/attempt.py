@@ -101,11 +101,11 @@ class Attempt(_Plain):
         seal: whether there must be a shard at ``env["ROSE_HPC_SHARD"]``, to be sealed; None: there is none.
         policy: None, or ``digest`` and ``bytes`` of the folder at ``env["ROSE_HPC_POLICY"]``, which is large: the node
             is to have one copy of it, that is read instead (:mod:`rose_hpc.execution.nearby`).
-        merge: None, or arguments of the reduction: ``shards`` (path: digest), ``bank``, ``verify``, ``workers``,
-            ``attributes``; which ``way`` it goes, and which ``phase`` of that this is (``whole``, or ``begin``,
-            ``copy`` as one ``part`` of several ``parts``, and ``finish``: see :mod:`rose_hpc.execution.merging`; or
-            ``stream``, of shards with these ``numbers`` in a bank of so many ``rows`` each, and ``stream-end``: see
-            :mod:`rose_hpc.streaming`).
+        merge: None, or arguments of the reduction: ``shards`` (path: digest), ``bank``, ``verify``, ``fsync``,
+            ``workers``, ``attributes``; which ``way`` it goes, and which ``phase`` of that this is (``whole``, or
+            ``begin``, ``copy`` as one ``part`` of several ``parts``, and ``finish``: see
+            :mod:`rose_hpc.execution.merging`; or ``stream``, of shards with these ``numbers`` in a bank of so many
+            ``rows`` each, and ``stream-end``: see :mod:`rose_hpc.streaming`).
     """
 
     id: str

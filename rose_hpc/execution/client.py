@@ -22,6 +22,8 @@ _MOST_UNKNOWN = 9
 
 #: who has no more to do than this is told of more at once
 _FEW = 2
+#: so many orders do not wait for more: who gets them begins while the next are made
+_MANY = 8
 
 #: the reason of an attempt that was not begun, and is to be ordered again
 SENT_BACK = "sent back"
@@ -84,6 +86,8 @@ class Client:
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outbox.append((begins, data))
+        if len(self._outbox) >= _MANY:
+            self._flush()
 
     def _flush(self) -> None:
         posted, self._outbox = self._outbox, []

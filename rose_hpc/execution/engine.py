@@ -73,6 +73,11 @@ class Engine:
         return self._ensemble is not None
 
     @property
+    def is_local(self) -> bool:
+        """Whether all of it is on this machine, whose system knows what has been written."""
+        return bool(getattr(self._backend, "is_local", False))
+
+    @property
     def nodes(self) -> int:
         """How many have supervisors of ours."""
         return int(getattr(self._backend, "nodes", 1)) if self.carries_attempts else 0

@@ -114,7 +114,7 @@ def merge(message: Mapping[str, Any]) -> Answer:
     attributes, workers = message["attributes"], message["workers"]
     parts, number, count = Parts(bank), message.get("part", 0), message.get("parts", 1)
     stream = Stream(bank, verify=message["verify"], fsync=True)
-    how = {"verify": message["verify"], "workers": workers, "fsync": True}
+    how = {"verify": message["verify"], "workers": workers, "fsync": message["fsync"]}
     if phase == "begin":
         plan = parts.begin(_recorded(message["shards"]), late="iteration" in attributes)
         sys.stdout.write(f"{len(plan.sources)} shards, {plan.rows} rows, {plan.bytes} bytes to copy\n")

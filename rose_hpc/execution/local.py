@@ -135,6 +135,8 @@ class EmbeddedExecutionBackend(AttemptBackend):
     Use it as ``asyncflow = await WorkflowEngine.create(await EmbeddedExecutionBackend())``.
     """
 
+    is_local = True
+
     def __init__(self, max_concurrent: int | None = None, name: str = "embedded") -> None:
         super().__init__(name, max_concurrent)
         self._supervisor: LocalSupervisor | None = None

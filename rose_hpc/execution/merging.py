@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,7 @@ def choose_way(
     return Way("nodes", parts, threads, whole)
 
 
+@lru_cache(maxsize=16)  # a run's does not change
 def file_system_of(path: Path) -> str:
     """The kernel's name of a path's file system, as ``ext4``; empty where it does not tell."""
     try:

@@ -148,8 +148,7 @@ def fetch(message: Mapping[str, Any]) -> bool:
         )
     failpoints.hit("policy-copying")
     try:
-        publishing.copy_tree(source, target)
-        if publishing.tree_facts(target)["digest"] != message["digest"]:
+        if publishing.copy_tree(source, target)["digest"] != message["digest"]:
             raise RunError(f"{source} is not what the update left")
         for path in target.rglob("*"):
             path.chmod(stat.S_IMODE(path.stat().st_mode) & ~(0 if path.is_dir() else 0o222))

@@ -12,7 +12,7 @@ import projects
 import pytest
 
 MODULE = """
-    import os, signal, sys
+    import os, signal, sys, time
     import rose_hpc
 
     print("imported", file=sys.stderr)
@@ -35,6 +35,9 @@ MODULE = """
         assert value["loss"] > 0 and not parameters
         if task.iteration == 1 and os.environ.get("KILL") and not os.path.exists("killed"):
             open("killed", "w").close()
+            end = time.monotonic() + 30
+            while open(f"{os.environ['ROSE_HPC_RUN']}/journal.jsonl").read().count('"stage":"update"') < 2:
+                assert time.monotonic() < end  # the record follows once the policy is on the disk
             os.kill(int(os.environ["KILL_PID"]), signal.SIGKILL)
         return {"metric_value": task.iteration + 1}
 """

@@ -35,7 +35,7 @@ class Engine:
 def attempt(paths: list[Path], bank: Path, **fields: Any) -> Attempt:
     """A merge of these shards, as they were recorded."""
     arguments = {
-        **{"phase": "whole", "way": "nodes", "bank": str(bank), "verify": True, "workers": 2},
+        **{"phase": "whole", "way": "nodes", "bank": str(bank), "verify": True, "workers": 2, "fsync": True},
         "shards": {str(path): read_info(path).digest for path in paths},
         "attributes": {"run": "r", "iteration": 3},
     }

@@ -277,7 +277,8 @@ class Here:
 def carried_out(paths: list[Path], bank: Path, before_ranks: Callable[[], None]) -> Outcome:
     """A run's merge by three MPI ranks."""
     arguments = {
-        **{"phase": "whole", "way": "mpio", "bank": str(bank), "verify": True, "workers": 1, "attributes": {}},
+        **{"phase": "whole", "way": "mpio", "bank": str(bank), "verify": True, "workers": 1, "fsync": True},
+        "attributes": {},
         "shards": {str(path): read_info(path).digest for path in paths},
     }
     engine: Any = Here(before_ranks)

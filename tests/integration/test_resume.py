@@ -283,3 +283,47 @@ def test_a_changed_configuration_file_is_pointed_out(folder: Path) -> None:
     config.write_text(config.read_text() + "\n# edited\n")
     done = projects.rose_hpc("resume", "r", "--max-iterations", 2)
     assert "has changed, and this run keeps its own copy" in done.stdout
+
+
+#: rose-hpc, on a disk that refuses what ends in $REFUSED once it has got its name
+REFUSING = """
+    import errno, os
+    from rose_hpc import publishing
+    from rose_hpc.cli import main
+
+    def refuse(path, sync=publishing.fsync_path):
+        if str(path).endswith(os.environ["REFUSED"]):
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    publishing.fsync_path = refuse
+    main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("refused", "message", "recorded"),
+    [
+        ("iter-0001", "cannot make {}/iter-0001/shards: Input/output error", 0),
+        ("iter-0001/shards", "cannot bring {}/iter-0001/shards to the disk: Input/output error", 0),
+        ("iter-0001/bank.h5", "cannot bring {}/iter-0001/bank.h5 to the disk: Input/output error", 3),
+        ("iter-0001/policy", "cannot bring {}/iter-0001/policy to the disk: Input/output error", 4),
+    ],
+)
+def test_what_the_disk_refuses_has_no_record(
+    refused: str, message: str, recorded: int, undisturbed: dict[str, Any], folder: Path
+) -> None:
+    """What has its name but is not on the disk is not recorded, nor what followed; the run fails, and can go on."""
+    program = folder / "refusing.py"
+    toy(folder)
+    program.write_text(textwrap.dedent(REFUSING))
+    done = projects.run_program(program, "run", "config.toml", "--run-dir", "r", REFUSED=refused)
+    run = folder / "r"
+    assert done.returncode == 1
+    assert message.format(run) in done.stderr and "Traceback" not in done.stderr, done.stderr
+    kinds = [(r["kind"], r.get("stage")) for r in projects.records(run) if r.get("iteration") == 1]
+    assert len(kinds) == recorded + 1, kinds
+    assert kinds[-1][0] == "end"
+    done = projects.rose_hpc("resume", run)
+    assert done.returncode == 0, done.stderr
+    assert projects.essence(run) == undisturbed

@@ -108,7 +108,7 @@ def left(run: rundir.RunDir) -> set[str]:
 
 def test_files_of_one_iteration_go(run):
     """By default shards go once their bank is recorded, banks once they leave the window; policies and states stay."""
-    retention.apply(run, workflow(Retention()), progress_of([1.0, 1.0, 1.0]), 2, sweep=False)
+    retention.remove(retention.plan(run, workflow(Retention()), progress_of([1.0, 1.0, 1.0]), 2, sweep=False))
     files = left(run)
     assert "iter-0002/shards" not in files
     assert "iter-0001/shards/a.h5" in files, "one iteration is looked at"
@@ -119,7 +119,7 @@ def test_files_of_one_iteration_go(run):
 
 def test_a_sweep_removes_what_a_killed_driver_left(run):
     """A driver's first pass removes shards, banks, policies and states of all iterations that need not stay."""
-    retention.apply(run, workflow(Retention(policies=1)), progress_of([1.0, 3.0, 2.0]), 2, sweep=True)
+    retention.remove(retention.plan(run, workflow(Retention(policies=1)), progress_of([1.0, 3.0, 2.0]), 2, sweep=True))
     assert {name for name in left(run) if "shards" in name} == set()
     assert {name for name in left(run) if name.endswith("bank.h5")} == {"iter-0002/bank.h5"}
     assert {name for name in left(run) if name.endswith("/policy")} == {"iter-0001/policy", "iter-0002/policy"}
@@ -133,7 +133,7 @@ def test_a_sweep_removes_what_a_killed_driver_left(run):
 )
 def test_shards_stay(run, keep, merge):
     """Shards stay where that is asked for, and where no bank holds their rows."""
-    retention.apply(run, workflow(keep), progress_of([1.0, 1.0, 1.0], **merge), 2, sweep=True)
+    retention.remove(retention.plan(run, workflow(keep), progress_of([1.0, 1.0, 1.0], **merge), 2, sweep=True))
     assert sum(name.endswith(("a.h5", "b.h5")) for name in left(run)) == 6
 
 
@@ -141,7 +141,7 @@ def test_damaged_shards_stay(run):
     """A shard that was set aside is evidence: it is never removed."""
     aside = run.shard(2, "a").with_name("a.h5.damaged-0")
     aside.write_bytes(b"?")
-    retention.apply(run, workflow(Retention()), progress_of([1.0, 1.0, 1.0]), 2, sweep=True)
+    retention.remove(retention.plan(run, workflow(Retention()), progress_of([1.0, 1.0, 1.0]), 2, sweep=True))
     assert {name for name in left(run) if "shards" in name} == {"iter-0002/shards", "iter-0002/shards/a.h5.damaged-0"}
 
 
@@ -155,7 +155,9 @@ def test_what_cannot_be_removed_ends_nothing(run, monkeypatch):
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    (problem,) = retention.apply(run, workflow(Retention()), progress_of([1.0, 1.0, 1.0]), 2, sweep=False)
+    (problem,) = retention.remove(
+        retention.plan(run, workflow(Retention()), progress_of([1.0, 1.0, 1.0]), 2, sweep=False)
+    )
     assert problem.startswith(f"cannot remove {run.shard(2, 'a')}: Permission denied; ")
     assert not run.shard(2, "b").exists()
     assert not run.bank(1).exists()

@@ -416,6 +416,7 @@ def test_a_shard_is_sealed_and_a_bank_merged(bench):
         "bank": str(bench.folder / "bank.h5"),
         "verify": True,
         "workers": 1,
+        "fsync": True,
         "phase": "whole",
         "way": "threads",
         "attributes": {},
