@@ -320,7 +320,8 @@ def test_what_the_disk_refuses_has_no_record(
     done = projects.run_program(program, "run", "config.toml", "--run-dir", "r", REFUSED=refused)
     run = folder / "r"
     assert done.returncode == 1
-    assert message.format(run) in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert message.format(run) in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
     kinds = [(r["kind"], r.get("stage")) for r in projects.records(run) if r.get("iteration") == 1]
     assert len(kinds) == recorded + 1, kinds
     assert kinds[-1][0] == "end"
