@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints
-from rose_hpc.errors import DamagedError, ExperienceError, FormatError, SchemaError, UsageError
+from rose_hpc.errors import DamagedError, ExperienceError, FormatError, UsageError
 from rose_hpc.experience.ahead import read_each
 from rose_hpc.experience.copying import Copier, SpanWriter, Writer, complete, in_threads
 from rose_hpc.experience.episodes import MAX_KEPT, find_episodes
 from rose_hpc.experience.files import UnreadableError, opened, publishing, reserve
 from rose_hpc.experience.format import create, write_info
-from rose_hpc.experience.guess import WrongGuessError, plan_by_size
 from rose_hpc.experience.plan import MergePlan, count_shares, pieces_of_share
 from rose_hpc.experience.plan import plan_spans as plan_spans
 from rose_hpc.experience.schema import Column, ShardInfo, plain_attributes, renamed
@@ -58,23 +57,14 @@ def merge_shards(
         ExperienceError: duplicates, shards of different runs, no access, disk full.
     """
     bank, extra = Path(bank_path), plain_attributes(attributes)
-    late = "iteration" in extra
-
-    def carry_out(plan: MergePlan, last: Callable[[], MergePlan]) -> ShardInfo:
-        with publishing(bank, fsync=fsync) as scratch:
-            draft = begin(scratch, plan)
-            tally = Tally(plan, verify)
-            threads = workers or default_workers(plan.bytes, len(os.sched_getaffinity(0)), len(plan.spans))
-            copy(draft, tally, threads, writer=partial(span_writer, sync=fsync))
-            failpoints.hit("bank-copied")
-            return replace(finish(draft.of(last()), tally, extra, threads), path=bank)
-
-    if (guess := plan_by_size(paths)) is not None:
-        plan, shards = guess
-        with suppress(WrongGuessError, DamagedError, FormatError, SchemaError):  # which is said by what follows
-            return carry_out(plan, lambda: plan_spans(refuse_itself(bank, shards.infos()), late=late))
-    plan = plan_spans(refuse_itself(bank, read_shards(paths)), late=late)
-    return carry_out(plan, lambda: plan)
+    plan = plan_spans(refuse_itself(bank, read_shards(paths)), late="iteration" in extra)
+    with publishing(bank, fsync=fsync) as scratch:
+        draft = begin(scratch, plan)
+        tally = Tally(plan, verify)
+        threads = workers or default_workers(plan.bytes, len(os.sched_getaffinity(0)), len(plan.spans))
+        copy(draft, tally, threads, writer=partial(span_writer, sync=fsync))
+        failpoints.hit("bank-copied")
+        return replace(finish(draft, tally, extra, threads), path=bank)
 
 
 @dataclass(frozen=True)
@@ -90,11 +80,6 @@ class Draft:
     path: Path
     plan: MergePlan
     columns: Mapping[str, Column]
-
-    def of(self, plan: MergePlan) -> Draft:
-        """The same file, now that more is known of its shards."""
-        offsets = {name: column.offset for name, column in self.columns.items()}
-        return Draft(self.path, plan, renamed(plan.columns, offset=offsets))
 
 
 def begin(path: Path, plan: MergePlan) -> Draft:

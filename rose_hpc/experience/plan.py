@@ -63,7 +63,7 @@ class MergePlan:
         attributes: that all shards have in common, of ``run`` and ``iteration``.
     """
 
-    sources: Sequence[Source]
+    sources: tuple[Source, ...]
     spans: tuple[Span, ...]
     rows: int
     columns: dict[str, Column]
@@ -136,7 +136,7 @@ def plan_spans(shards: Sequence[ShardInfo], *, late: bool = False) -> MergePlan:
     nothing = dict.fromkeys(model.columns)
     columns = renamed(model.columns, offset=dict.fromkeys(model.columns, 0), digest=nothing, stats=stats)
     layouts: Layouts = {}
-    sources = [source_of(shard, columns, layouts) for shard in shards]
+    sources = [_source_of(shard, columns, layouts) for shard in shards]
     return _plan(sources, columns, _common(shards))
 
 
@@ -160,12 +160,11 @@ def with_shards(plan: MergePlan, shards: Mapping[int, ShardInfo]) -> MergePlan:
             raise SchemaError(f"{shard.path} has {shard.rows} rows, and {sources[number].rows} were expected")
         if shard.rows and (text := difference(plan.columns, shard.columns)):
             raise SchemaError(f"{shard.path} has {text}")
-        sources[number] = source_of(shard, plan.columns, layouts)
+        sources[number] = _source_of(shard, plan.columns, layouts)
     return replace(plan, sources=tuple(sources))
 
 
-def source_of(shard: ShardInfo, names: Iterable[str], layouts: Layouts) -> Source:
-    """What copying needs to know of a shard; ``layouts``: of those before it."""
+def _source_of(shard: ShardInfo, names: Iterable[str], layouts: Layouts) -> Source:
     names = tuple(names)
     known = [shard.columns[name] for name in names] if shard.rows else []
     offsets, digests = [column.offset for column in known], [column.digest for column in known]

@@ -22,7 +22,7 @@ from rose_hpc.experience.files import fsync_path
 from rose_hpc.experience.merge import Draft, digest_rest, finish, span_writer
 from rose_hpc.experience.parts import Parts
 from rose_hpc.experience.plan import plan_rows, plan_spans, shares_of_shards, with_shards
-from rose_hpc.experience.schema import ShardInfo
+from rose_hpc.experience.schema import ShardInfo, renamed
 from rose_hpc.experience.tally import Tally
 
 
@@ -86,8 +86,10 @@ class Stream:
             expected = with_shards(draft.plan, dict(enumerate(shards)))  # or it raises
             if len(shards) != len(expected.sources):
                 raise ExperienceError(f"{len(shards)} shards have come, and {len(expected.sources)} were expected")
-            draft = draft.of(plan_spans(shards, late="iteration" in attributes))
-            tally = Tally(draft.plan, self._verify)
+            plan = plan_spans(shards, late="iteration" in attributes)
+            offsets = {name: column.offset for name, column in draft.columns.items()}
+            draft = Draft(draft.path, plan, renamed(plan.columns, offset=offsets))
+            tally = Tally(plan, self._verify)
             copied = self._add(tally, shards)
             failpoints.hit("stream-ending")
             self._fill(draft, tally, [number for number in range(len(shards)) if number not in copied], workers)
