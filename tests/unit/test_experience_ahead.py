@@ -10,8 +10,9 @@ import pytest
 from shards import write_all
 
 from rose_hpc.errors import DamagedError, FormatError
+from rose_hpc.experience import ahead
 from rose_hpc.experience.ahead import read_each
-from rose_hpc.experience.header import read_info
+from rose_hpc.experience.header import START_BYTES, read_info
 from rose_hpc.experience.merge import read_shards
 
 
@@ -53,3 +54,15 @@ def test_who_stops_early_leaves_nothing_open(tmp_path: Path) -> None:
     assert [read().rows for read in islice(each, 3)] == [1, 1, 1]
     each.close()  # type: ignore[attr-defined]  # a generator
     assert open_files() == before
+
+
+def test_small_files_are_fetched_whole_but_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is larger than a few megabytes, or comes after a gigabyte of others, has only its header fetched."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(ahead, "fetch", lambda fd, offset, size: asked.append((offset, size)))
+    paths = write_all(tmp_path, [2000, 2000, 200_000, 2000])
+    sizes = [path.stat().st_size for path in paths]
+    monkeypatch.setattr(ahead, "_MOST", 2 * sizes[0] - 1)
+    assert [read().rows for read in read_each(paths)] == [2000, 2000, 200_000, 2000]
+    assert asked[:2] == [(0, sizes[0]), (0, sizes[1])]
+    assert [offset + size for offset, size in asked[2:]] == [START_BYTES, sizes[2], START_BYTES, sizes[3]]
