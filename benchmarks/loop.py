@@ -117,7 +117,12 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--environments", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under a minute")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rounds over the number of environments")
+    parser.add_argument(
+        "--plot",
+        type=lambda name: Path(name).resolve(),
+        metavar="FILE",
+        help="draw the rounds over the number of environments",
+    )
     parser.add_argument("--no-rivals", action="store_true", help="only what is ours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -86,7 +86,7 @@ async def drive(ranks: int, iterations: int, shards: bool, folder: Path) -> dict
     from radical.asyncflow import WorkflowEngine
 
     from rose_hpc import rundir
-    from rose_hpc.driver import run_facts
+    from rose_hpc.driver import collect_seldom, run_facts
     from rose_hpc.execution.backend import AttemptBackend
     from rose_hpc.execution.engine import Engine
     from rose_hpc.execution.hub import Hub
@@ -97,6 +97,7 @@ async def drive(ranks: int, iterations: int, shards: bool, folder: Path) -> dict
     from rose_hpc.workflow import Criterion, Environment, Work, Workflow
 
     nodes = -(-ranks // CORES)
+    collect_seldom()  # as a driver does
 
     class Backend(AttemptBackend):
         async def _open(self) -> None:
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 256, 1024, 4096, 10_000])
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves")
+    parser.add_argument("--plot", type=lambda name: Path(name).resolve(), metavar="FILE", help="draw the curves")
     parser.add_argument("--one", nargs=3)
     parser.add_argument("--stand-in", nargs=2)
     options = parser.parse_args()

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from rose_hpc.session import Observer, Session
     from rose_hpc.workflow import Workflow
 
-#: thresholds of Python's garbage collector: a driver's objects are no cycles, and looking for some takes its time
-_GC = (20_000, 20, 50)
 #: the progress of what was read of a run's journal, and how far
 Known = tuple[Progress, Bookmark]
 #: first line of a run's config.toml: the file it came from
@@ -142,8 +140,13 @@ def drive(
     """
     logging.getLogger("radical.asyncflow").setLevel(logging.ERROR)  # it warns of every orderly end
     signals.before_the_loop()
-    gc.set_threshold(*_GC)
+    collect_seldom()
     return asyncio.run(_drive(run, observers, changes, engine, known))
+
+
+def collect_seldom() -> None:
+    """Have Python look for garbage less often: what a driver drops is no cycle, and looking takes its time."""
+    gc.set_threshold(20_000, 20, 50)
 
 
 async def _drive(

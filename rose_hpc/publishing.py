@@ -64,7 +64,7 @@ def publish_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> None:
     sync_all(name_all(files))
 
 
-def name_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> list[Path]:
+def name_all(files: Mapping[str, Path] | Mapping[Path, Path] | Mapping[str, str]) -> list[Path]:
     """Give files or folders their published names. They are published once they and the names are on the disk.
 
     Returns:
@@ -73,7 +73,7 @@ def name_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> list[Path]:
     Raises:
         RunError: as :func:`publish_all` does.
     """
-    folders = list(dict.fromkeys(target.parent for target in files.values()))
+    folders = [Path(folder) for folder in dict.fromkeys(os.path.dirname(target) for target in files.values())]  # noqa: PTH120
     for folder in folders:
         with named(RunError, f"cannot make {folder}"):
             make_folder(folder)

@@ -87,7 +87,7 @@ class Session:
         self._behind = WriteBehind(self.journal)
         self._lost: OwnedError | None = None
         self._owned_at = -math.inf
-        self._words: set[tuple[Path, str]] = set()
+        self._words: set[tuple[str, str]] = set()
         self._checked: set[str] = set()
         self._closing = threading.Event()
         self._journals = [self.journal]  # its own, and its learners'
@@ -230,9 +230,10 @@ class Session:
 
     def check_scripts(self, argv: Sequence[str], cwd: Path) -> None:
         """Note the digests of the files on a command line; warn of those that changed since they were last used."""
-        if not (words := [word for word in argv if (cwd, word) not in self._words]):
+        folder = str(cwd)  # a Path takes its time to be found in a set
+        if not (words := [word for word in argv if (folder, word) not in self._words]):
             return  # a thousand environments have one script
-        self._words.update((cwd, word) for word in words)
+        self._words.update((folder, word) for word in words)
         digests = {}
         for word in words:
             path = Path(os.path.normpath(cwd / word)) if word and len(word) < 4096 else None

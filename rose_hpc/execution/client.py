@@ -22,8 +22,6 @@ _MOST_UNKNOWN = 9
 
 #: who has no more to do than this is told of more at once
 _FEW = 2
-#: so many orders do not wait for more: who gets them begins while the next are made
-_MANY = 8
 
 #: the reason of an attempt that was not begun, and is to be ordered again
 SENT_BACK = "sent back"
@@ -61,9 +59,11 @@ class Client:
         node: the host it is on, as Slurm names it; empty where there is only one.
         gone: set once the supervisor is lost.
         groups: the process groups of the attempts under way, by attempt.
+        many: so many orders do not wait for more.
     """
 
     node = ""
+    many: float = float("inf")
 
     def __init__(self) -> None:
         self.gone = asyncio.Event()
@@ -86,7 +86,7 @@ class Client:
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outbox.append((begins, data))
-        if len(self._outbox) >= _MANY:
+        if len(self._outbox) >= self.many:
             self._flush()
 
     def _flush(self) -> None:

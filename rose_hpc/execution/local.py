@@ -36,6 +36,8 @@ class LocalSupervisor(Client, asyncio.Protocol):
         lost: called when it has died, unless we have told it to.
     """
 
+    many = 8  # it begins with them on another core while the next ones are made
+
     def __init__(self, lost: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self._lost = lost
