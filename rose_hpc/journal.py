@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,10 +38,22 @@ def encode(record: Record) -> bytes:
     Raises:
         ValueError: for what JSON cannot hold (NaN and infinities too).
     """
+    return _sealed(body_of(record))
+
+
+def body_of(record: Record) -> bytes:
+    """A record as a JSON object, without ``sum``.
+
+    Raises:
+        ValueError: as :func:`encode`.
+    """
     try:
-        body = _AS_JSON(record).encode()
+        return _AS_JSON(record).encode()
     except UnicodeEncodeError:  # half a surrogate pair, as in a file name that is not UTF-8: escaped, it is legal JSON
-        body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _sealed(body: bytes) -> bytes:
     return b'%s,"sum":"%08x"}\n' % (body[:-1], zlib.crc32(body))
 
 
@@ -190,20 +202,21 @@ class Journal:
                 written, but the disk refuses what should be on it by now.
             OwnedError: when somebody else has written to the journal.
         """
-        return self.write(stamped(kind, those))
+        records = stamped(kind, those)
+        first = self._count
+        self.write([body_of(record) for record in records])
+        return [{"seq": seq, **record} for seq, record in enumerate(records, first)]
 
-    def write(self, those: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Write records that :func:`stamped` made, as :meth:`append_all` does."""
+    def write(self, bodies: Sequence[bytes]) -> None:
+        """Write records that :func:`body_of` has made of :func:`stamped` ones, as :meth:`append_all` does."""
         failpoints.hit("journal-append")
-        records = [{"seq": seq, **record} for seq, record in enumerate(those, self._count)]
-        lines = b"".join(map(encode, records))
+        lines = [_sealed(b'{"seq":%d,%s' % (seq, body[1:])) for seq, body in enumerate(bodies, self._count)]
         with named(RunError, f"cannot write {self.path}"):
-            self._write(lines)
+            self._write(b"".join(lines))
         failpoints.hit("journal-appended")
-        self._count += len(records)
+        self._count += len(lines)
         if time.monotonic() - self._synced_at > SYNC_INTERVAL_S:
             self.sync()
-        return records
 
     def _write(self, line: bytes) -> None:
         if self._is_torn:

@@ -6,6 +6,7 @@ The loop does whatever has no record in the journal. A first run and a resumed r
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from rose_hpc.workflow import Workflow
 
 #: how often the environments of one iteration are run again for shards found damaged
 _MOST_DAMAGES = 3
+#: an interrupted driver waits for so long for the disk: it may be killed soon
+_DISK_S = 10.0
 
 
 #: why a loop stops that a program no longer asks for iterations
@@ -50,6 +53,7 @@ class Loop:
         self._interrupt = ""
         self._cut_off = False
         self._unseen = False
+        self._settled_s = 0.0  # how long the disk was waited for at the end of the last iteration
 
     @classmethod
     def of(
@@ -99,6 +103,7 @@ class Loop:
                     await self._end(self.verdict() or Verdict("stopped", LEFT))
                     raise
                 self._close(iteration)
+            await self.session.settle()
             await self._end(verdict)
         except Interrupted as stop:
             await self._end(Verdict("stopped", stop.message))
@@ -108,7 +113,7 @@ class Loop:
             raise
         finally:
             self._watch_walltime(stop=True)
-            await self.stages.abandon("the driver ended")
+            await self._abandon("the driver ended")
 
     @property
     def done(self) -> int:
@@ -168,9 +173,10 @@ class Loop:
         Raises:
             NoTimeError: there is no time left for that stage.
         """
-        if why := self.walltime.refusal(
-            f"the {stage} of iteration {iteration}", self.session.progress.expected_s(stage)
-        ):
+        expected_s = self.session.progress.expected_s(stage)
+        if expected_s is not None:
+            expected_s += self._settled_s
+        if why := self.walltime.refusal(f"the {stage} of iteration {iteration}", expected_s):
             raise self.stages.tries.handing_over(why)
 
     async def aclose(self) -> None:
@@ -205,7 +211,9 @@ class Loop:
             self._check_time(iteration, "check")
             await stages.check(iteration, self.workflow.criterion.work)
             self.walltime.worked = True
+        began = time.monotonic()
         await self.session.settle()  # nobody is told of what could still be lost
+        self._settled_s = time.monotonic() - began
 
     def _close(self, iteration: int) -> None:
         failpoints.hit("iteration-done")
@@ -239,13 +247,18 @@ class Loop:
 
     async def _end(self, verdict: Verdict) -> None:
         progress = self.session.progress
-        await self.stages.abandon(f"the run ended: {verdict.state}")
-        if progress.end is None:
-            failpoints.hit("ending")
-            facts = {"state": verdict.state, "reason": verdict.reason, "iteration": progress.iteration}
-            self.session.record("end", **facts, **({"walltime": True} if self._cut_off else {}))
-            failpoints.hit("end-recorded")
-            self.session.journal.sync()
+        try:
+            await self._abandon(f"the run ended: {verdict.state}")
+        finally:  # a program's event loop may end while it waits
+            if progress.end is None:
+                failpoints.hit("ending")
+                facts = {"state": verdict.state, "reason": verdict.reason, "iteration": progress.iteration}
+                self.session.record("end", **facts, **({"walltime": True} if self._cut_off else {}))
+                failpoints.hit("end-recorded")
+                self.session.journal.sync()
+
+    async def _abandon(self, why: str) -> None:
+        await self.stages.abandon(why, _DISK_S if self._interrupt else None)
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` so that :meth:`interrupt` can end it."""

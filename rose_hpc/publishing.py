@@ -13,7 +13,6 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,7 @@ def name_trees(folders: Mapping[Path, Path]) -> tuple[list[dict[str, Any]], Call
         RunError: as :func:`publish_trees` does.
     """
     failpoints.hit("tree-unsealed")
-    facts = [tree_facts(scratch, seal=True) for scratch in folders]
+    sealed = [_sealed(scratch) for scratch in folders]
     failpoints.hit("tree-sealed")
     aside: list[Path] = []
     for scratch, target in folders.items():
@@ -162,43 +161,45 @@ def name_trees(folders: Mapping[Path, Path]) -> tuple[list[dict[str, Any]], Call
                 aside.append(old)
                 failpoints.hit("tree-removed")
     names = name_all(folders)
+    inside = [target / path for target, (_, paths) in zip(folders.values(), sealed, strict=True) for path in paths]
 
     def sync() -> None:
-        for target, known in zip(folders.values(), facts, strict=True):
-            if known["files"] or any(target.iterdir()):  # of an empty one there is nothing but its name
-                sync_all(_everything(target))
-        sync_all(names)
+        sync_all([*inside, *names])
         for old in aside:
             with suppress(RunError):  # the next driver clears what scratch is left
                 remove(old)
 
-    return facts, sync
+    return [facts for facts, _ in sealed], sync
 
 
-def _everything(folder: Path) -> Iterator[Path]:
-    """All files in a folder, then its folders, from within to itself."""
-    folders = [folder]
-    for entry in _entries(str(folder)):
-        path = Path(entry.path)
-        if entry.is_dir(follow_symlinks=False):
-            folders.append(path)
-        else:
-            yield path
-    yield from reversed(folders)
+def _sealed(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Facts of a folder, whose files are read-only now; what is in it: files, folders from within, itself.
+
+    Of an empty one that is nothing: there is nothing of it but its name.
+    """
+    files: list[str] = []
+    folders = ["."]
+
+    def take(path: str, name: str) -> tuple[str, int]:
+        files.append(name)
+        return _read(path, name, seal=True)
+
+    with named(RunError, f"cannot seal {folder}"):
+        facts = _facts(folder, take, folders.append)
+    return facts, [*files, *reversed(folders)] if files or len(folders) > 1 else []
 
 
-def tree_facts(folder: Path, *, seal: bool = False) -> dict[str, Any]:
+def tree_facts(folder: Path) -> dict[str, Any]:
     """Digest (xxh3-128 over sorted names and contents), number of files and bytes of a folder.
 
     Args:
         folder: which.
-        seal: also make its files read-only, and nobody else's.
 
     Raises:
-        RunError: when it cannot be read (or sealed), or something is in it that is neither file nor folder.
+        RunError: when it cannot be read, or something is in it that is neither file nor folder.
     """
-    with named(RunError, f"cannot {'seal' if seal else 'read'} {folder}"):
-        return _facts(folder, partial(_read, seal=seal))
+    with named(RunError, f"cannot read {folder}"):
+        return _facts(folder, _read)
 
 
 def _facts(
@@ -232,8 +233,8 @@ def _facts(
     return {"digest": total.hexdigest(), "files": files, "bytes": size}
 
 
-def _read(path: str, name: str, *, seal: bool) -> tuple[str, int]:
-    """Digest and bytes of a file."""
+def _read(path: str, name: str, *, seal: bool = False) -> tuple[str, int]:
+    """Digest and bytes of a file; sealed, it is read-only then, and nobody else's."""
     import xxhash
 
     content, size = xxhash.xxh3_128(), 0

@@ -84,7 +84,7 @@ class Session:
             if within is None:
                 self.ownership.release()
             raise
-        self._behind = WriteBehind(self.journal)
+        self._behind = WriteBehind(self.journal, self.check_owned)
         self._lost: OwnedError | None = None
         self._owned_at = -math.inf
         self._words: set[tuple[str, str]] = set()
@@ -161,6 +161,10 @@ class Session:
             RunError, OwnedError: it could not be: the records that were to follow are not written, either.
         """
         await self._behind.settle()
+
+    def forget_unwritten(self) -> None:
+        """What could not be done or written is not done: what is recorded from now on is written at once."""
+        self._behind.forget()
 
     def check_owned(self) -> None:
         """Make sure that the run is still ours, before anything is published or recorded.
@@ -258,6 +262,12 @@ class Session:
     def close(self) -> None:
         """Let go of the run; idempotent."""
         if not self._closing.is_set():
+            try:
+                self._behind.finish()  # where a program's event loop has ended before its run
+            except Exception as error:  # noqa: BLE001 - whatever it was, the run is let go of
+                self._behind.forget()
+                log.warning("what was done last has no record, and is done again by whoever goes on: %s", error)
+            self._behind.close()
             self._closing.set()
             if self._owner is not self:
                 self._owner._journals.remove(self.journal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from rose_hpc import attempts, failpoints, publishing
 from rose_hpc.attempts import Place
 from rose_hpc.collect import Collect
-from rose_hpc.errors import RoseHpcError, RunError
+from rose_hpc.errors import RunError
 from rose_hpc.execution import merging
 from rose_hpc.refusals import named
 from rose_hpc.results import last_number, number, signature
@@ -57,14 +58,27 @@ class Stages:
         self.tries.walltime.told = self.tries.walltime.told or why
         self._collect.look()
 
-    async def abandon(self, why: str) -> None:
-        """End whatever still runs for the run; it is over for this driver."""
+    async def abandon(self, why: str, patience_s: float | None = None) -> None:
+        """End whatever still runs for the run; it is over for this driver.
+
+        Args:
+            why: in words, for records.
+            patience_s: how long the disk is waited for; what it has not taken by then has not happened. None: as long
+                as it takes.
+        """
+        await self._settle(patience_s)
         await self._collect.abandon(why)
         await self._streaming.abandon()
+        await self._settle(patience_s)
+
+    async def _settle(self, patience_s: float | None) -> None:
         try:
-            await self.session.settle()
-        except RoseHpcError as error:
-            self.session.warn(f"{error.message}: what was done last has no record, and will be done again")
+            async with asyncio.timeout(patience_s):
+                await self.session.settle()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the run's end is to be recorded
+            problem = str(error) or f"the disk has not taken it within {patience_s} s"
+            self.session.warn(f"what was done last has no record, and is done again by whoever goes on: {problem}")
+            self.session.forget_unwritten()
 
     async def merge(self, iteration: int) -> bool:
         """Merge the shards; False when some were damaged: they are set aside, and their environments run again."""

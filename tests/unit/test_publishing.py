@@ -110,7 +110,7 @@ def test_names_that_are_not_utf8_can_be_published(run):
     """A file name of any bytes is taken as it is."""
     scratch = grow(run.scratch / "x", {})
     (scratch / os.fsdecode(b"caf\xe9")).write_bytes(b"1")
-    assert publishing.tree_facts(scratch, seal=True)["files"] == 1
+    assert publishing.publish_tree(scratch, run.policy(0))["files"] == 1
 
 
 def test_what_is_no_plain_file_is_refused(run, tmp_path):

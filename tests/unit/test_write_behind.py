@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from rose_hpc.errors import RunError
+from rose_hpc.errors import OwnedError, RunError
 from rose_hpc.journal import Journal, read_journal
 from rose_hpc.write_behind import WriteBehind
 
@@ -68,7 +69,7 @@ def test_it_comes_to_rest_by_itself(journal):
 
 
 def test_what_follows_a_failure_is_never_written(journal):
-    """The first to settle is told; nothing after the failed work was done or written, and the journal can be used."""
+    """Everybody who settles or records is told; nothing after the failed work was done or written."""
 
     async def main() -> None:
         behind, done = WriteBehind(journal), []
@@ -81,34 +82,118 @@ def test_what_follows_a_failure_is_never_written(journal):
         behind.do(fail)
         behind.do(lambda: done.append(2))
         behind.append_all("after", [{}])
-        with pytest.raises(RunError, match="cannot bring it to the disk"):
-            await behind.settle()
+        for _ in range(2):
+            with pytest.raises(RunError, match="cannot bring it to the disk"):
+                await behind.settle()
         assert (done, written(journal)) == ([1], [(0, "before")])
+        with pytest.raises(RunError, match="cannot bring it to the disk"):
+            behind.append_all("later", [{}])
+        with pytest.raises(RunError, match="cannot bring it to the disk"):
+            behind.do(lambda: done.append(3))
+        behind.forget()
         await behind.settle()
         behind.append_all("end", [{}])
-        assert written(journal) == [(0, "before"), (1, "end")]
+        assert (done, written(journal)) == ([1], [(0, "before"), (1, "end")])
 
     asyncio.run(main())
 
 
-def test_records_after_a_failure_wait_until_it_is_seen(journal):
-    """Between a failure and its telling, nothing that speaks of lost files gets into the journal."""
+def test_a_record_is_what_it_was(journal):
+    """What a program does to a value later changes no record, and what JSON cannot hold is told to whoever records."""
 
     async def main() -> None:
-        behind, failed = WriteBehind(journal), threading.Event()
+        behind, go = WriteBehind(journal), threading.Event()
+        behind.do(lambda: go.wait(20) and None)
+        behind.append_all("value", [{"value": (value := {"loss": 1})}])
+        value["loss"] = 2
+        with pytest.raises(TypeError):
+            behind.append_all("other", [{"value": object()}])
+        go.set()
+        await behind.settle()
+        assert [record["value"] for record in read_journal(journal.path)] == [{"loss": 1}]
 
-        def fail() -> None:
-            failed.set()
-            raise RunError("no")
+    asyncio.run(main())
 
-        behind.do(fail)
-        async with asyncio.timeout(20):
-            while not failed.is_set():
-                await asyncio.sleep(0.001)
-        behind.append_all("after", [{}])
-        with pytest.raises(RunError):
+
+def test_nothing_is_written_for_a_run_that_has_another_owner(journal):
+    """Whose the run is, is seen before work and before records, not only when they are ordered."""
+    lost: list[OwnedError] = []
+
+    def check() -> None:
+        if lost:
+            raise lost[0]
+
+    async def main() -> None:
+        behind, done = WriteBehind(journal, check), []
+        behind.do(lambda: lost.append(OwnedError("another driver")))
+        behind.append_all("late", [{}])
+        behind.do(lambda: done.append(1))
+        with pytest.raises(OwnedError):
             await behind.settle()
-        assert written(journal) == []
+        assert (done, written(journal)) == ([], [])
+
+    asyncio.run(main())
+
+
+def test_the_end_of_the_event_loop_loses_nothing(journal):
+    """A program's loop that ends early cancels every task; what was ordered is done and written when it is closed."""
+    done: list[str] = []
+    behind = WriteBehind(journal)
+
+    async def main() -> None:
+        behind.do(lambda: time.sleep(0.05))
+        behind.append_all("first", [{}])
+        behind.do(lambda: done.append("second"))
+        behind.append_all("third", [{}])
+
+    asyncio.run(main())
+    behind.finish()
+    behind.close()
+    assert (done, written(journal)) == (["second"], [(0, "first"), (1, "third")])
+
+
+def test_finishing_tells_of_failures(journal):
+    """Of work in the thread, and of work done here."""
+
+    def fail() -> None:
+        raise RunError("no")
+
+    async def main(behind: WriteBehind, works: list) -> None:
+        for work in works:
+            behind.do(work)
+            behind.append_all("after", [{}])
+
+    for works in ([fail], [lambda: None, fail]):
+        behind = WriteBehind(journal)
+        asyncio.run(main(behind, works))
+        with pytest.raises(RunError, match="no"):
+            behind.finish()
+        behind.close()
+    assert {kind for _, kind in written(journal)} <= {"after"}
+    assert len(written(journal)) <= 1
+
+
+def test_who_is_not_waited_for_can_be_forgotten(journal):
+    """A disk that hangs: what waits for it is dropped, and what comes then is written at once."""
+    go = threading.Event()
+
+    async def main() -> None:
+        behind = WriteBehind(journal)
+        behind.do(lambda: go.wait(20) and None)
+        behind.append_all("dropped", [{}])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await behind.settle()
+        behind.forget()
+        behind.append_all("end", [{}])
+        assert written(journal) == [(0, "end")]
+        go.set()
+        behind.close()
+        behind.do(lambda: None)
+        behind.append_all("more", [{}])
+        await behind.settle()
+        behind.close()
+        assert written(journal) == [(0, "end"), (1, "more")]
 
     asyncio.run(main())
 
