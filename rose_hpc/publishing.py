@@ -39,7 +39,12 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        fsync_path(path.parent)
+        try:
+            fsync_path(path.parent)
+        except OSError:
+            with suppress(OSError):  # so that nobody takes it for made
+                path.rmdir()
+            raise
 
 
 def publish(scratch: str | Path, target: Path) -> None:

@@ -28,6 +28,7 @@ class Stages:
         self.session = tries.session
         self.workflow = tries.workflow
         self.engine = tries.engine
+        self._is_first = True
         self._streaming = Streaming(tries)
         self._collect = Collect(tries, self._streaming.look)
 
@@ -98,6 +99,10 @@ class Stages:
         folder = run.shard(iteration, "").parent if shards else run.iteration(iteration)
         with named(RunError, f"cannot make {folder}"):
             publishing.make_folder(folder)
+            if self._is_first:  # a driver that was killed may have made some of it, and not brought it to the disk
+                for path in (run.path, run.iteration(iteration)):
+                    publishing.fsync_path(path)
+        self._is_first = False
 
     async def _merge(self, iteration: int) -> bool:
         run, progress = self.session.run, self.session.progress

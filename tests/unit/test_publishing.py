@@ -179,3 +179,19 @@ def test_many_files_wait_once_for_the_disk(run, monkeypatch):
     assert not any(scratch.exists() for scratch in files)
     folders = [run.iteration(k) / "shards" for k in range(2)]
     assert sorted(synced) == sorted([*folders, *(folder.parent for folder in folders), run.path, run.path])
+
+
+def test_a_folder_that_is_not_on_the_disk_is_made_anew(run, monkeypatch):
+    """After a refusal it is not there, so that whoever needs it next brings it to the disk."""
+    sync = publishing.fsync_path
+
+    def refuse(path: Path) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(publishing, "fsync_path", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        publishing.make_folder(run.iteration(3) / "shards")
+    assert not run.iteration(3).exists()
+    monkeypatch.setattr(publishing, "fsync_path", sync)
+    publishing.make_folder(run.iteration(3) / "shards")
+    assert (run.iteration(3) / "shards").is_dir()
