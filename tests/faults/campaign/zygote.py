@@ -74,6 +74,10 @@ class Driver:
         return self._out.with_suffix(".err").read_text()
 
 
+#: no trial's fault, and the end of all of them: it is no outcome of a cell
+_GONE = SystemExit("the process that forks drivers is gone: the campaign ends here")
+
+
 class Zygote:
     """The forking process, from outside.
 
@@ -102,8 +106,11 @@ class Zygote:
             out.with_suffix(suffix).touch()
         request = {"argv": list(map(str, argv)), "cwd": str(cwd), "out": str(out), "env": dict(env), "program": program}
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise _GONE from None
         while not self._forked:
             if not self.listen(60):
                 raise TimeoutError("the zygote does not answer")
@@ -121,7 +128,7 @@ class Zygote:
         assert self._process.stdout is not None
         data = os.read(self._process.stdout.fileno(), 65536)
         if not data:
-            raise ConnectionError("the zygote is gone")
+            raise _GONE
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
