@@ -292,10 +292,10 @@ def main() -> int:
     quartiles = {n: quartile(of) for n, of in short.items()}
     totals = {n: lost_nothing(of) for n, of in quartiles.items()}
     print(f"{'ms an iteration of 10 ms':34}" + "".join(f"{n:>9} shards" for n in SHARDS))
-    for kind in (*sorted(quartiles[1].keys() - {ALL}), ALL):
+    for kind in sorted(set().union(*quartiles.values()) - {ALL}):
         print(f"{kind:34}" + "".join(f"{quartiles[n][kind]:16.2f}" for n in SHARDS))
-        if kind == max(quartiles[1].keys() - {ALL}):
-            print(f"{'losing nothing, in all':34}" + "".join(f"{totals[n]:16.2f}" for n in SHARDS))
+    print(f"{'losing nothing, in all':34}" + "".join(f"{totals[n]:16.2f}" for n in SHARDS))
+    print(f"{ALL:34}" + "".join(f"{quartiles[n][ALL]:16.2f}" for n in SHARDS))
     print(f"{'publishing one small file':34}{floor:16.2f}")
     slope = (totals[SHARDS[-1]] - totals[SHARDS[0]]) / (SHARDS[-1] - SHARDS[0])
     base = totals[SHARDS[0]] - slope * SHARDS[0]

@@ -90,8 +90,7 @@ async def _unlike(
 
 async def _commit(tries: Tries, iteration: int, fit: Sequence[Collected]) -> None:
     session = tries.session
-    folder = session.run.shard(iteration, "").parent
-    shards = {c.place.shard: f"{folder}/{c.place.environment}.h5" for c in fit if c.outcome.info}
+    shards = {c.place.shard: session.run.shard(iteration, c.place.environment) for c in fit if c.outcome.info}
     if shards:
         session.check_owned()
         folders = await tries.quick.run(publishing.name_all, shards)

@@ -166,7 +166,7 @@ class Collect:
             unlike = await self._accept(round_, collected)
         except RoseHpcError as error:
             unlike = [error]
-            self.session.forget_unwritten()  # what has no record runs again; what still comes is kept
+            self.session.forgive()  # what has no record runs again; what waits for its record, or still comes, is kept
         for each in unlike:  # trying again, or going on without it, would hide that
             round_.fatal = round_.fatal or each
         if round_.fatal is None and any(done.outcome.info for done in collected):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -231,14 +231,17 @@ class Loop:
         """
         run, progress = self.session.run, self.session.progress
         leaving = retention.plan(run, self.workflow, progress, iteration, sweep=sweep)
+        remove = partial(self._remove, leaving, asyncio.get_running_loop())
         if behind:
-            self.session.first(partial(self._remove, leaving, asyncio.get_running_loop().call_soon_threadsafe))
+            self.session.first(remove)
         else:
-            self._remove(leaving)
+            remove()
 
-    def _remove(self, leaving: retention.Leaving, tell: Callable[..., Any] = lambda tell, text: tell(text)) -> None:
+    def _remove(self, leaving: retention.Leaving, events: asyncio.AbstractEventLoop) -> None:
+        """Remove it, in any thread; observers are told of problems in the event loop's."""
         for problem in retention.remove(leaving, before=self._sync):
-            tell(self.session.warn, f"{problem}; `{self.session.run.command('gc')}` removes it later")
+            text = f"{problem}; `{self.session.run.command('gc')}` removes it later"
+            events.call_soon_threadsafe(self.session.warn, text)
 
     def _sync(self) -> None:
         """Nothing goes before its record is on the disk; where nothing goes, the group commit is early enough."""

@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from io import BufferedIOBase, RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -48,34 +49,25 @@ def make_folder(path: Path) -> None:
 
 
 def publish(scratch: str | Path, target: Path) -> None:
-    """Give a file that is already on the disk (its writer has synced it) its published name.
+    """Give a file that is already on the disk (its writer has synced it) its name, and bring that to the disk, too.
 
     Raises:
         RunError: when the system refuses. The old file or the new one is there then.
     """
-    publish_all({Path(scratch): target})
+    sync_all(name_all({str(scratch): target}))
 
 
-def publish_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> None:
-    """Give files that are already on the disk their published names, and wait for the names to be on it too.
+def name_all(files: Mapping[str, Path] | Mapping[Path, Path]) -> list[Path]:
+    """Give files or folders their published names. They are published once they and the names are on the disk.
 
     Args:
         files: the name each is to have, by the one it has.
-
-    Raises:
-        RunError: when the system refuses. Of each the old file or the new one is there then.
-    """
-    sync_all(name_all(files))
-
-
-def name_all(files: Mapping[str, Path] | Mapping[Path, Path] | Mapping[str, str]) -> list[Path]:
-    """Give files or folders their published names. They are published once they and the names are on the disk.
 
     Returns:
         the folders that have the names, for :func:`sync_all`: once for all of them.
 
     Raises:
-        RunError: as :func:`publish_all` does.
+        RunError: when the system refuses. Of each the old file or the new one is there then.
     """
     folders = [Path(folder) for folder in dict.fromkeys(os.path.dirname(target) for target in files.values())]  # noqa: PTH120
     for folder in folders:
@@ -122,23 +114,15 @@ def write_file(target: Path, data: bytes) -> None:
 
 
 def publish_tree(scratch: Path, target: Path) -> dict[str, Any]:
-    """Publish a folder; see :func:`publish_trees`."""
-    return publish_trees({scratch: target})[0]
-
-
-def publish_trees(folders: Mapping[Path, Path]) -> list[dict[str, Any]]:
-    """Publish folders: their files become read-only (they are committed), and all of it is on the disk.
-
-    Args:
-        folders: the name each is to have, by the one it has.
+    """Publish a folder: its files become read-only (they are committed), and all of it is on the disk.
 
     Returns:
-        for each ``{"digest": ..., "files": ..., "bytes": ...}``; the digest covers names and contents.
+        ``{"digest": ..., "files": ..., "bytes": ...}``; the digest covers names and contents.
 
     Raises:
-        RunError: when the system refuses, or something is in one that cannot be published.
+        RunError: when the system refuses, or something is in it that cannot be published.
     """
-    facts, sync = name_trees(folders)
+    (facts,), sync = name_trees({scratch: target})
     sync()
     return facts
 
@@ -146,12 +130,15 @@ def publish_trees(folders: Mapping[Path, Path]) -> list[dict[str, Any]]:
 def name_trees(folders: Mapping[Path, Path]) -> tuple[list[dict[str, Any]], Callable[[], None]]:
     """Make folders read-only and give them their published names.
 
+    Args:
+        folders: the name each is to have, by the one it has.
+
     Returns:
-        what :func:`publish_trees` returns, and what is to be called for them to be published: it brings all of it to
-        the disk, or raises RunError.
+        what :func:`publish_tree` says of each, and what is to be called for them to be published: it brings all of it
+        to the disk, or raises RunError.
 
     Raises:
-        RunError: as :func:`publish_trees` does.
+        RunError: as :func:`publish_tree` does.
     """
     failpoints.hit("tree-unsealed")
     sealed = [_sealed(scratch) for scratch in folders]
@@ -240,15 +227,23 @@ def _facts(
 
 def _read(path: str, name: str, *, seal: bool = False) -> tuple[str, int]:
     """Digest and bytes of a file; sealed, it is read-only then, and nobody else's."""
+    with open(path, "rb", buffering=0) as file:
+        found = _digest(file)
+        if seal:
+            _seal(path, file.fileno())
+    return found
+
+
+def _digest(file: RawIOBase | BufferedIOBase, copy: BufferedIOBase | None = None) -> tuple[str, int]:
+    """Digest (xxh3-128) and bytes of an open file, which is copied if there is a ``copy``."""
     import xxhash
 
     content, size = xxhash.xxh3_128(), 0
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            content.update(chunk)
-            size += len(chunk)
-        if seal:
-            _seal(path, file.fileno())
+    while chunk := file.read(_CHUNK):
+        content.update(chunk)
+        size += len(chunk)
+        if copy is not None:
+            copy.write(chunk)
     return content.hexdigest(), size
 
 
@@ -306,22 +301,15 @@ def copy_file(source: str | Path, target: str | Path) -> tuple[str, int]:
     Returns:
         the copy's digest (xxh3-128) and bytes.
     """
-    import xxhash
-
-    content, size = xxhash.xxh3_128(), 0
     with open(source, "rb", buffering=0) as given, open(target, "w+b") as taken:
         try:
             fcntl.ioctl(taken, _FICLONE, given.fileno())
-            shared = True
         except OSError:
-            shared = False
-        while chunk := taken.read(_CHUNK) if shared else given.read(_CHUNK):
-            content.update(chunk)
-            size += len(chunk)
-            if not shared:
-                taken.write(chunk)
+            found = _digest(given, taken)
+        else:
+            found = _digest(taken)
         os.fchmod(taken.fileno(), stat.S_IMODE(os.fstat(given.fileno()).st_mode) | 0o200)
-    return content.hexdigest(), size
+    return found
 
 
 def remove(path: str | Path) -> None:

@@ -162,6 +162,10 @@ class Session:
         """
         await self._behind.settle()
 
+    def forgive(self) -> None:
+        """If something could not be done or written, that has been told: what is recorded from now on is written."""
+        self._behind.forgive()
+
     def forget_unwritten(self) -> None:
         """What could not be done or written is not done: what is recorded from now on is written at once."""
         self._behind.forget()
@@ -267,7 +271,6 @@ class Session:
             except Exception as error:  # noqa: BLE001 - whatever it was, the run is let go of
                 self._behind.forget()
                 log.warning("what was done last has no record, and is done again by whoever goes on: %s", error)
-            self._behind.close()
             self._closing.set()
             if self._owner is not self:
                 self._owner._journals.remove(self.journal)

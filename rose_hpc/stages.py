@@ -67,7 +67,7 @@ class Stages:
             patience_s: how long the disk is waited for; what it has not taken by then has not happened. None: as long
                 as it takes.
         """
-        await self._settle(patience_s)
+        await self._settle(patience_s)  # first: a failure that nobody has been told of would meet who records next
         await self._collect.abandon(why)
         await self._streaming.abandon()
         await self._settle(patience_s)

@@ -68,14 +68,14 @@ class WriteBehind:
 
         Raises:
             RunError, OwnedError: some of it could not be done or written, and nothing that was to come after it was.
-                So it is said to everybody, until :meth:`forget`.
+                So it is said to everybody, until :meth:`forgive` or :meth:`forget`.
         """
         if (rested := self._rested) is not None:
             await asyncio.wait([rested])
         self._look()
 
     def finish(self) -> None:
-        """Do and write what is left, here and now.
+        """Do and write what is left, here and now, and let go of the thread.
 
         Raises:
             RunError, OwnedError: as :meth:`settle`.
@@ -89,13 +89,19 @@ class WriteBehind:
         except Exception as error:  # noqa: BLE001 - it is raised wherever something is recorded next
             self._fail(error)
         self._rest()
+        self._let_go()
         self._look()
+
+    def forgive(self) -> None:
+        """If something failed, that has been told: what is recorded from now on is written again."""
+        self._error = None
 
     def forget(self) -> None:
         """Neither do nor write what is left; what is being done is not waited for."""
         self._queue.clear()
         self._working = self._error = None
         self._rest()
+        self._let_go()
 
     def _look(self) -> None:
         if self._error is not None:
@@ -131,11 +137,9 @@ class WriteBehind:
         if working is not self._working:
             return  # it was finished or forgotten
         self._working = None
-        if (error := working.exception()) is None:
-            self._go_on()
-        else:
+        if (error := working.exception()) is not None:
             self._fail(error)
-            self._rest()
+        self._go_on()
 
     def _step(self, item: Work | list[bytes]) -> None:
         self._check()
@@ -153,12 +157,9 @@ class WriteBehind:
         if rested is not None and not rested.done():
             with suppress(RuntimeError):  # its event loop has ended: nobody waits
                 rested.set_result(None)
-        if self._thread is not None and self._error is not None:
-            self._thread.shutdown(wait=False)
-            self._thread = None
 
-    def close(self) -> None:
-        """Let go of the thread; idempotent."""
+    def _let_go(self) -> None:
+        """Of the thread, which may hang: the next work gets another."""
         if self._thread is not None:
             self._thread.shutdown(wait=False)
             self._thread = None

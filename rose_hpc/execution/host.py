@@ -113,7 +113,7 @@ def merge(message: Mapping[str, Any]) -> Answer:
     began, bank, phase = time.monotonic(), Path(message["bank"]), message["phase"]
     attributes, workers = message["attributes"], message["workers"]
     parts, number, count = Parts(bank), message.get("part", 0), message.get("parts", 1)
-    stream = Stream(bank, verify=message["verify"], fsync=True)
+    stream = Stream(bank, verify=message["verify"], fsync=message["fsync"])
     how = {"verify": message["verify"], "workers": workers, "fsync": message["fsync"]}
     if phase == "begin":
         plan = parts.begin(_recorded(message["shards"]), late="iteration" in attributes)

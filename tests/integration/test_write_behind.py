@@ -14,7 +14,7 @@ import pytest
 PROGRAM = """
     import asyncio, os, pathlib, sys, time
     from radical.asyncflow import WorkflowEngine
-    import rose_hpc
+    import rose_hpc, rose_hpc.errors
     from rose_hpc import publishing
 
     def sync(path, really=publishing.fsync_path):
@@ -25,7 +25,16 @@ PROGRAM = """
             raise OSError(5, "Input/output error")
         really(path)
 
-    publishing.fsync_path = sync
+    def drop(*arguments, really=publishing.drop):
+        time.sleep(float(os.environ.get("DROPPING", "0")))
+        really(*arguments)
+
+    def name(files, really=publishing.name_all):
+        if any(os.environ.get("UNNAMED", "nothing") in str(target) for target in files.values()):
+            raise rose_hpc.errors.RunError("no such name")
+        return really(files)
+
+    publishing.fsync_path, publishing.drop, publishing.name_all = sync, drop, name
 
     async def main(mode):
         asyncflow = await WorkflowEngine.create(await rose_hpc.EmbeddedExecutionBackend())
@@ -102,8 +111,8 @@ def test_a_program_that_breaks_down_has_its_records(program: Path) -> None:
 
 
 def test_a_program_that_leaves_while_shards_are_removed(program: Path) -> None:
-    """What it left is in order, and can go on."""
-    done = projects.run_program(program, "leave", SLOW="nothing")
+    """Its event loop ends while a thread removes them; that the run was left is recorded."""
+    done = projects.run_program(program, "leave", DROPPING="0.3")
     assert done.returncode == 0, done.stderr
     assert told(program)[-1] == "stopped"
 
@@ -124,12 +133,20 @@ def test_a_check_may_use_the_folder_while_it_is_synced(program: Path) -> None:
 
 
 def test_a_refusal_is_seen_at_once(program: Path) -> None:
-    """Shards that cannot be brought to the disk stop the run before anything is made of them; the others are kept."""
+    """Shards that cannot be brought to the disk stop the run before anything is made of them."""
     done = projects.run_program(program, "plain", REFUSED="iter-0000/shards")
     assert done.returncode == 1
     assert "cannot bring" in done.stderr
     assert not (program.parent / "updated").exists()
     assert told(program)[-1] == "failed"
+
+
+def test_a_shard_that_fails_drops_no_other(program: Path) -> None:
+    """One that can have no name stops the run; the record of another, which waits for the disk, is written."""
+    done = projects.run_program(program, "plain", UNNAMED="late.h5", SLOW="iter-0000/shards", SECONDS="0.5")
+    assert done.returncode == 1
+    assert "no such name" in done.stderr
+    assert told(program) == ["early", "failed"]
 
 
 def test_an_interrupted_driver_does_not_wait_for_ever(folder: Path) -> None:

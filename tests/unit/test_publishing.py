@@ -174,7 +174,7 @@ def test_many_files_wait_once_for_the_disk(run, monkeypatch):
     files = {run.scratch / f"{n}.h5": run.shard(n % 2, f"env_{n}") for n in range(1000)}
     for scratch in files:
         scratch.write_text(scratch.name)
-    publishing.publish_all(files)
+    publishing.sync_all(publishing.name_all(files))
     assert all(target.read_text() == scratch.name for scratch, target in files.items())
     assert not any(scratch.exists() for scratch in files)
     folders = [run.iteration(k) / "shards" for k in range(2)]

@@ -75,7 +75,7 @@ class Driver:
 
 
 #: no trial's fault, and the end of all of them: it is no outcome of a cell
-_GONE = SystemExit("the process that forks drivers is gone: the campaign ends here")
+_GONE = "the process that forks drivers is gone: the campaign ends here"
 
 
 class Zygote:
@@ -110,7 +110,7 @@ class Zygote:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise _GONE from None
+            raise SystemExit(_GONE) from None
         while not self._forked:
             if not self.listen(60):
                 raise TimeoutError("the zygote does not answer")
@@ -128,7 +128,7 @@ class Zygote:
         assert self._process.stdout is not None
         data = os.read(self._process.stdout.fileno(), 65536)
         if not data:
-            raise _GONE
+            raise SystemExit(_GONE)
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
