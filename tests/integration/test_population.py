@@ -169,7 +169,13 @@ def test_a_killed_population_goes_on_where_every_learner_was(tmp_path: Path) -> 
 
 def test_configurations_of_one_learner_and_of_all(folder: Path) -> None:
     """What is set for another learner holds from its next iteration on: at once a record, which a kill leaves."""
-    waits = "while (task.learner, task.iteration) == (0, 1) and not os.path.exists('go'): time.sleep(0.01)"
+    waits = """
+        awaited = {(0, 1): "go", (1, 1): "begun"}.get((task.learner, task.iteration))
+        if awaited == "go":
+            open("begun", "w").close()
+        while awaited and not os.path.exists(awaited):
+            time.sleep(0.01)
+    """
     loop = """
     def scaled(scale):
         return LearnerConfig(environment=TaskConfig(kwargs={"scale": scale}))
@@ -177,7 +183,7 @@ def test_configurations_of_one_learner_and_of_all(folder: Path) -> None:
         tell(state)
         if state.learner_id == state.iteration == 0:
             rl.set_next_config(scaled(5.0))
-        if state.learner_id == state.iteration == 1:  # the other one waits in its iteration 1
+        if state.learner_id == state.iteration == 1:  # the other one is in its iteration 1, and waits
             if once("killed"):
                 rl.set_next_config(scaled(7.0), learner_id=0)
                 os.kill(os.getpid(), signal.SIGKILL)
