@@ -157,4 +157,6 @@ def _forget(shards: Sequence[Path]) -> bool:
 
 
 def _remove(bank: Path) -> None:
+    """So that the next way neither finds it nor waits until the disk has taken what others wrote."""
     bank.unlink(missing_ok=True)
+    os.sync()

@@ -65,7 +65,10 @@ def seconds(function: Callable[[], Any]) -> float:
 def in_turns(
     ways: Mapping[str, Callable[[], Any]], rounds: int, before: Callable[[], Any] = lambda: None
 ) -> dict[str, float]:
-    """The least seconds of each way: what is more is the machine's other business. They take turns, for fairness.
+    """The least seconds of each way: what is more is the machine's other business.
+
+    For fairness they take turns, and every other round goes the other way around: a disk that was written to by one is
+    slower for the next.
 
     Args:
         ways: what is measured.
@@ -73,8 +76,10 @@ def in_turns(
         before: what is done before each, and not counted.
     """
     taken = dict.fromkeys(ways, float("inf"))
+    order = list(ways.items())
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, way in order:
             before()
             taken[name] = min(taken[name], seconds(way))
+        order.reverse()
     return taken
