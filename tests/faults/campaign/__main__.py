@@ -1,7 +1,8 @@
 """The fault campaign: ``python tests/faults/campaign [PART ...]``.
 
 Without a part, all of them, one after the other. What has been done is in the results file (JSON lines), and is not
-done again: interrupt it as you like. ``--table FILE`` writes the table of what is known and ends.
+done again: interrupt it as you like. ``--share 1/2`` and ``--share 2/2`` divide it between two processes, each with
+``--results`` of its own. ``--table FILE`` writes the table of what is known and ends.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="what was violated is tried again")
     parser.add_argument("--results", type=Path, default=Path("campaign.jsonl"), help="default: %(default)s")
     parser.add_argument("--folder", type=Path, help="where runs are made; default: a temporary one")
+    parser.add_argument("--share", type=share, default=(1, 1), metavar="K/N", help="every N-th from the K-th on")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table into this page, and run nothing")
     options = parser.parse_args()
     if unknown := set(options.parts) - PARTS.keys():
@@ -38,13 +40,26 @@ def main() -> int:
         for name in options.parts or PARTS:
             where = Path(folder) / name
             where.mkdir()
-            for outcome in run_part(PARTS[name], where, options.results, long=not options.short, again=options.again):
+            how = {"long": not options.short, "again": options.again, "share": options.share}
+            for outcome in run_part(PARTS[name], where, options.results, **how):
                 bad += bool(outcome.violations)
                 print(f"{name} {outcome.cell}: {'VIOLATED' if outcome.violations else 'ok'} {outcome.seconds} s")
                 for violation in outcome.violations:
                     print(f"    {violation}")
                 sys.stdout.flush()
     return 1 if bad else 0
+
+
+def share(text: str) -> tuple[int, int]:
+    """``K/N``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    mine, others = map(int, text.split("/"))
+    if not 1 <= mine <= others:
+        raise ValueError(text)
+    return mine, others
 
 
 if __name__ == "__main__":

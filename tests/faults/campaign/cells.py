@@ -64,18 +64,29 @@ def read_results(path: Path) -> list[Outcome]:
     return list(last.values())
 
 
-def run_part(part: Part, folder: Path, results: Path, *, long: bool, again: bool = False) -> Iterator[Outcome]:
+def run_part(
+    part: Part, folder: Path, results: Path, *, long: bool, again: bool = False, share: tuple[int, int] = (1, 1)
+) -> Iterator[Outcome]:
     """Run what of a part has no outcome yet (``again``: or one with violations), each written once it is known.
+
+    Args:
+        part: its cells.
+        folder: where runs are made.
+        results: the file of outcomes.
+        long: the long form.
+        again: try once more what was violated.
+        share: (k, n): only every n-th cell, from the k-th on.
 
     Raises:
         RuntimeError: the long form of the part is of no cells.
     """
     done = {o.cell for o in read_results(results) if o.part == part.name and not (again and o.violations)}
     commit, count = head(), 0
+    mine, others = share
     with part.cells(folder, long) as cells, open(results, "a") as file:
         for cell in cells:
             count += 1
-            if cell[0] in done:
+            if cell[0] in done or count % others != mine % others:
                 continue
             outcome = run_cell(part.name, cell, commit)
             file.write(json.dumps(asdict(outcome)) + "\n")
