@@ -146,7 +146,7 @@ def name_trees(folders: Mapping[Path, Path]) -> tuple[list[dict[str, Any]], Call
     aside: list[Path] = []
     for scratch, target in folders.items():
         with named(RunError, f"cannot replace {target}"):
-            if os.path.lexists(target):  # published by an attempt whose record was never written: it has not happened
+            if _is_there(target):  # published by an attempt whose record was never written: it has not happened
                 old = scratch.with_name(f"{scratch.name}.old")
                 remove(old)
                 target.rename(old)  # whole, for what is half removed must not be there under a published name
@@ -162,6 +162,15 @@ def name_trees(folders: Mapping[Path, Path]) -> tuple[list[dict[str, Any]], Call
                 remove(old)
 
     return [facts for facts, _ in sealed], sync
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of that name; unlike ``os.path.lexists``, what the disk refuses to say is an error."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _sealed(folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -195,3 +197,23 @@ def test_a_folder_that_is_not_on_the_disk_is_made_anew(run, monkeypatch):
     monkeypatch.setattr(publishing, "fsync_path", sync)
     publishing.make_folder(run.iteration(3) / "shards")
     assert (run.iteration(3) / "shards").is_dir()
+
+
+def test_what_the_disk_refuses_to_say_is_no_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree over another, whose name cannot be looked up: told as what it is, and both are left."""
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+    lstat = os.lstat
+
+    def refusing(path: Any, **options: Any) -> os.stat_result:
+        if path == old:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return lstat(path, **options)
+
+    monkeypatch.setattr(os, "lstat", refusing)
+    with pytest.raises(RunError, match=r"cannot replace .*old: Input/output error"):
+        publishing.name_trees({new: old})
+    monkeypatch.undo()
+    assert [(folder / "file").read_text() for folder in (new, old)] == ["new", "old"]
