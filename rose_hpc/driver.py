@@ -7,7 +7,6 @@ import gc
 import itertools
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rose_hpc import failpoints, publishing, rundir, signals
-from rose_hpc.errors import EngineError, RunError, UsageError
+from rose_hpc.errors import EngineError, Interrupted, RunError, UsageError
 from rose_hpc.journal import Bookmark, scan_journal
 from rose_hpc.progress import Progress
 from rose_hpc.refusals import named
@@ -139,7 +138,7 @@ def drive(
         Interrupted: it was told to stop.
     """
     logging.getLogger("radical.asyncflow").setLevel(logging.ERROR)  # it warns of every orderly end
-    signals.before_the_loop()
+    signals.before_events()
     collect_seldom()
     return asyncio.run(_drive(run, observers, changes, engine, known))
 
@@ -159,6 +158,7 @@ async def _drive(
     from rose_hpc.settings import changes_of
     from rose_hpc.workflow import check_fits, from_config
 
+    signals.before_the_loop()
     config = load_config(run.config)
     workflow = from_config(config)
     if not config.base.is_dir():
@@ -184,14 +184,16 @@ async def _drive(
         try:
             failpoints.hit("engine-starting")
             await backend  # the supervisor starts while asyncflow is imported
+            asyncflow = await _workflow_engine(backend, run)
+            failpoints.hit("engine-started")
         except EngineError as error:
             session.record("end", state="failed", reason=str(error), iteration=session.progress.iteration)
             raise
-        except BaseException:  # told to end while the engine started
-            session.record("end", state="stopped", reason="interrupted", iteration=session.progress.iteration)
-            raise
-        asyncflow = await _workflow_engine(backend, run)
-        failpoints.hit("engine-started")
+        except asyncio.CancelledError:
+            reason = signals.why_cancelled(run)
+            session.record("end", state="stopped", reason=reason, iteration=session.progress.iteration)
+            await backend.shutdown()
+            raise Interrupted(reason) from None
         with ExitStack() as stack:
             loop = _lead(session, config, asyncflow, engine_name, stack)
             done = loop.done
@@ -255,12 +257,13 @@ def _check_origin(session: Session) -> None:
 async def _workflow_engine(backend: Any, run: RunDir) -> Any:
     from radical.asyncflow import WorkflowEngine
 
-    # It installs handlers that would shut it down under our hands: what arrives meanwhile waits for our own handlers.
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
-    try:
-        return await WorkflowEngine.create(backend, work_dir=str(run.scratch))
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
+    class Engine(WorkflowEngine):  # type: ignore[misc]  # asyncflow has no types
+        """Its handlers of signals would shut it down under our hands."""
+
+        def _setup_signal_handlers(self) -> None:
+            pass
+
+    return await Engine.create(backend, work_dir=str(run.scratch))
 
 
 def run_facts(workflow: Workflow, seed: int | None, source: str = "config") -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rose_hpc.errors import Interrupted, RoseHpcError
 if TYPE_CHECKING:
     from rose_hpc.loop import Loop
     from rose_hpc.population import Population
+    from rose_hpc.rundir import RunDir
 
 #: they end what runs
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -27,23 +28,49 @@ WARNING = signal.SIGUSR2
 WARNED_S = 60.0
 _TOLD = "told to hand over (SIGUSR2), as Slurm does before the walltime"
 _loops: list[Loop | Population] = []
-_warned: list[int] = []  # before there was a loop
+_told: list[signal.Signals] = []  # before there was a loop, as is what follows
+_warned: list[int] = []
 _asking: set[asyncio.Task[None]] = set()
 
 
-def before_the_loop() -> None:
-    """Handle signals until the loop has handlers of its own."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt_start)
+def before_events() -> None:
+    """Handle signals until there are events; asyncio then leaves SIGINT alone, which it would take for its own."""
+    for number in ENDING:
+        signal.signal(number, _interrupt_now)
     signal.signal(WARNING, _note_warning)
 
 
-def _interrupt_start(number: int, _frame: object) -> NoReturn:
+def _interrupt_now(number: int, _frame: object) -> NoReturn:
     raise Interrupted(f"interrupted by {signal.Signals(number).name} before anything was done")
 
 
 def _note_warning(number: int, _frame: object) -> None:
     _warned.append(number)
+
+
+def before_the_loop() -> None:
+    """Let signals cancel this task until there is a loop: an exception of theirs might be raised where nobody is told.
+
+    If it goes on nevertheless, the loop is interrupted as soon as it is there.
+    """
+    events, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in one
+
+    def interrupt(number: signal.Signals) -> None:
+        _told.append(number)
+        task.cancel()
+
+    for number in ENDING:
+        events.add_signal_handler(number, interrupt, number)
+
+
+def why_cancelled(run: RunDir) -> str:
+    """In words, of a driver that had no loop yet."""
+    return _interrupted(_told[0], run) if _told else "cancelled"
+
+
+def _interrupted(number: signal.Signals, run: RunDir) -> str:
+    return f"interrupted by {number.name}; go on with `{run.command('resume')}`"
 
 
 @contextmanager
@@ -58,6 +85,8 @@ def interrupts(loop: Loop | Population) -> Iterator[None]:
         with suppress(RuntimeError, ValueError):  # not the main thread: its owner manages signals
             if first:
                 _install(asyncio.get_running_loop())
+        if _told:  # and whatever was cancelled then did not end
+            _interrupt_all(_told[0])
         if _warned:
             _hand_over_all()
         yield
@@ -84,7 +113,7 @@ def _uninstall(events: asyncio.AbstractEventLoop) -> None:
 def _interrupt_all(number: signal.Signals) -> None:
     for loop in list(_loops):
         loop.session.warn(f"{number.name}: ending what runs")
-        loop.interrupt(f"interrupted by {number.name}; go on with `{loop.session.run.command('resume')}`")
+        loop.interrupt(_interrupted(number, loop.session.run))
 
 
 def _hand_over_all() -> None:

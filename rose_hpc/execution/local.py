@@ -51,14 +51,18 @@ class LocalSupervisor(Client, asyncio.Protocol):
     async def start(self) -> None:
         """Start it."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *python_argv("rose_hpc.execution.rank"),
-                stdin=theirs.fileno(),
-                stdout=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
+        try:
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    *python_argv("rose_hpc.execution.rank"),
+                    stdin=theirs.fileno(),
+                    stdout=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            self._transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
+        except BaseException:
+            ours.close()
+            raise
         self.post({"op": "hello", "path": search_path(), "service": True})
         self._watching = asyncio.create_task(self._watch(), name="rose_hpc watches its supervisor")
 
@@ -115,10 +119,11 @@ class LocalSupervisor(Client, asyncio.Protocol):
     async def close(self) -> None:
         """End it and all it started, in bounded time; idempotent."""
         process, self._process = self._process, None
-        if process is None or self._transport is None:
+        if process is None:
             return
         self._why = "the engine was shut down"
-        self._transport.close()  # it sees the end of its socket, and ends everything
+        if self._transport is not None:
+            self._transport.close()  # it sees the end of its socket, and ends everything
         try:
             await asyncio.wait_for(process.wait(), GRACE_S)
         except TimeoutError:
@@ -152,7 +157,11 @@ class EmbeddedExecutionBackend(AttemptBackend):
 
     async def _open(self) -> None:
         self._supervisor = LocalSupervisor(self._died)
-        await self._supervisor.start()
+        try:
+            await self._supervisor.start()
+        except BaseException:  # told to end while it starts
+            await self._close()
+            raise
         if not self._supervisor.gone.is_set():
             self.pool.add(self._supervisor, available_cores())
 
@@ -179,8 +188,9 @@ class EmbeddedExecutionBackend(AttemptBackend):
             self.pool.fail(EngineError(f"no supervisor can be started: {error}", hint="is there too little memory?"))
 
     async def _close(self) -> None:
-        if self._starting is not None:
-            await asyncio.gather(self._starting, return_exceptions=True)
+        starting = self._starting
+        if starting is not None and starting is not asyncio.current_task():
+            await asyncio.gather(starting, return_exceptions=True)
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             self.pool.remove(supervisor)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import projects
 import pytest
+
+from rose_hpc import EmbeddedExecutionBackend
+from rose_hpc.driver import _workflow_engine
+from rose_hpc.rundir import RunDir
+from rose_hpc.signals import ENDING
 
 #: ends at no signal but KILL, and has a child that does not either; both are quick once `go` is there
 STUBBORN = """
@@ -93,28 +101,86 @@ def test_an_impatient_user_changes_nothing(tmp_path: Path) -> None:
     assert projects.rose_hpc("resume", run).returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_anything_ran(number: signal.Signals, tmp_path: Path) -> None:
-    """A run that is interrupted while it starts leaves nothing running, and can be resumed."""
+@pytest.mark.parametrize(
+    ("point", "number"),
+    [
+        ("session-begun", signal.SIGINT),
+        ("engine-starting", signal.SIGINT),
+        ("engine-starting", signal.SIGTERM),
+        ("engine-started", signal.SIGINT),
+        ("engine-started", signal.SIGHUP),
+    ],
+)
+def test_a_signal_before_anything_ran(point: str, number: signal.Signals, tmp_path: Path) -> None:
+    """A run that is interrupted while it starts says so, leaves nothing running, and can be resumed."""
     run = stubborn(tmp_path)
-    with projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path) as driver:
-        projects.wait_for(lambda: (run / "owner.json").exists())
-        driver.send_signal(number)
-        ended(driver, run)
+    dies = {"ROSE_HPC_FAILPOINT": f"{point}:1:{number.name[3:]}", "ROSE_HPC_FAILPOINT_MARK": str(tmp_path / "mark")}
+    with projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path, **dies) as driver:
+        out, errors = driver.communicate(timeout=PATIENCE_S)
+    assert (driver.returncode, errors) == (130, "")
+    assert f"interrupted by {number.name}; go on with `rose-hpc resume " in out
+    projects.wait_for(lambda: not projects.processes_of(tmp_path), 10)
+    (end,) = projects.records(run, "end")
+    assert end["state"] == "stopped"
     (tmp_path / "go").touch()
     assert projects.rose_hpc("resume", run).returncode == 0
 
 
-def supervisor_of(driver: projects.Driver) -> int:
-    """The one child of a driver on the embedded engine."""
-    (supervisor,) = [
-        int(entry.name)
-        for entry in Path("/proc").glob("[0-9]*")
-        if (entry / "stat").exists()
-        and (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
-        in (["S", str(driver.pid)], ["R", str(driver.pid)])
-    ]
-    return supervisor
+def test_an_engine_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
+    """After however many turns of the event loop: no supervisor stays, and none is started in its place."""
+
+    before = children_of(os.getpid())
+
+    async def cancelled_after(turns: int) -> bool:
+        backend = EmbeddedExecutionBackend()
+        starting = asyncio.create_task(backend._ready())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        done = starting.done()
+        starting.cancel()
+        await asyncio.wait([starting], timeout=PATIENCE_S)
+        assert starting.done()
+        if not starting.cancelled():
+            await backend.shutdown()
+        assert (backend._supervisor, backend._starting) == (None, None)
+        projects.wait_for(lambda: children_of(os.getpid()) == before, 10)
+        return done
+
+    for turns in itertools.count():
+        if asyncio.run(cancelled_after(turns)):
+            break
+    assert turns > 2
+
+
+def test_the_workflow_engine_leaves_signals_to_the_driver(tmp_path: Path) -> None:
+    """Its own handlers would shut it down while the loop still uses it."""
+    told = []
+
+    async def main() -> None:
+        events, backend = asyncio.get_running_loop(), await EmbeddedExecutionBackend()
+        for number in ENDING:
+            events.add_signal_handler(number, told.append, number)
+        engine = await _workflow_engine(backend, RunDir(tmp_path))
+        for number in ENDING:
+            os.kill(os.getpid(), number)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(told) < len(ENDING):
+                await asyncio.sleep(0)
+        await engine.shutdown()
+
+    asyncio.run(main())
+    assert sorted(told) == sorted(ENDING)
+
+
+def children_of(pid: int) -> list[int]:
+    """Its processes that run."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            if parent == str(pid) and state != "Z":
+                found.append(int(entry.name))
+    return found
 
 
 def test_a_supervisor_that_is_killed_is_replaced(tmp_path: Path) -> None:
@@ -123,7 +189,8 @@ def test_a_supervisor_that_is_killed_is_replaced(tmp_path: Path) -> None:
     with projects.start("run", "config.toml", "--run-dir", "r", cwd=tmp_path) as driver:
         projects.wait_for((tmp_path / "ready").exists)
         (tmp_path / "go").touch()  # for those that begin from now on
-        os.kill(supervisor_of(driver), signal.SIGKILL)
+        (supervisor,) = children_of(driver.pid)
+        os.kill(supervisor, signal.SIGKILL)
         output, errors = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 0, errors
     assert "it was lost: its supervisor died; it begins anew" in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from rose_hpc.publishing import tree_facts
 from rose_hpc.rundir import RunDir
 
 
-def committed(path: Path, before: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+def committed(
+    path: Path, before: list[dict[str, Any]], harmed: Mapping[Path, int]
+) -> tuple[list[str], list[dict[str, Any]]]:
     """I1 in the middle of a run: no record of before is gone or changed, and what the records name is what they say.
 
     Args:
         path: the run directory.
         before: its records when it was last looked at.
+        harmed: experience that is not as recorded, or not there, while it has no other size than this.
     """
     try:
         records = read_journal(path / "journal.jsonl")
@@ -33,7 +37,7 @@ def committed(path: Path, before: list[dict[str, Any]]) -> tuple[list[str], list
         return ["I1: records that were there have gone or changed"], records
     found = []
     for part in parts(RunDir(path)):
-        found += _files(part, read_journal(part.journal))
+        found += _files(part, read_journal(part.journal), harmed)
     return found, records
 
 
@@ -42,13 +46,16 @@ def parts(run: RunDir) -> list[RunDir]:
     return run.learners or [run]
 
 
-def _files(run: RunDir, records: list[dict[str, Any]]) -> list[str]:
+def _files(run: RunDir, records: list[dict[str, Any]], harmed: Mapping[Path, int]) -> list[str]:
     """Everything committed that is there is what was recorded, and what is needed is there."""
     progress = Progress.of(records)
     found = []
     for environment, record in progress.ranks.items():
+        shard = run.shard(progress.iteration, environment)
+        if shard in harmed and (not shard.exists() or shard.stat().st_size == harmed[shard]):
+            continue
         if record["digest"] and "merge" not in progress.stages:
-            found += _experience(run.shard(progress.iteration, environment), record["digest"], needed=True)
+            found += _experience(shard, record["digest"], needed=True)
     newest = max(progress.updates, default=-1)
     for k, record in progress.merges.items():
         if progress.has_bank(k):

@@ -74,10 +74,16 @@ def further(trial: Trial) -> Arguments:
 
 
 def a_shard_was_damaged(trial: Trial) -> None:
-    """A shard was cut short while nobody looked."""
-    torture.die_at(trial, "collect-recorded")
+    """A shard that had its record was cut short while nobody looked; until it has, the merge is held."""
+    mark, journal = trial.folder / "held", trial.run / "journal.jsonl"
+    driver = trial.start(**torture.dying("bank-described", 1, mark, "STOP"))
+    if not torture.wait_until(lambda: mark.exists() and '"stage":"collect"' in journal.read_text(), 60):
+        raise RuntimeError(f"no shards have records: {driver.stderr}")
+    driver.kill()
+    trial.settle(driver)
     shard = next((trial.run / "iter-0000" / "shards").iterdir())
-    os.truncate(shard, shard.stat().st_size // 2)
+    trial.harmed[shard] = size = shard.stat().st_size // 2
+    os.truncate(shard, size)
 
 
 def fails_once(trial: Trial) -> Mapping[str, str]:
@@ -225,7 +231,7 @@ class Failpoints:
 
     def _die_again(self, trial: Trial, rng: random.Random, arguments: Arguments) -> None:
         second = rng.choice(sorted(self.counts("a resumed run")))
-        torture.die_at(trial, second, 1 + rng.randrange(3), *arguments, name="died again")
+        torture.die_at(trial, second, 1 + rng.randrange(3), *arguments)
 
 
 @contextmanager

@@ -75,6 +75,7 @@ class Trial:
         run: the run directory; it need not exist yet.
         violations: what was found, in words.
         starts: how many drivers it has had.
+        harmed: experience that the trial itself has cut, and its size since then.
     """
 
     def __init__(self, torture: Torture, tiny: Tiny, folder: Path) -> None:
@@ -84,6 +85,7 @@ class Trial:
         self.run = folder / "the run"
         self.violations: list[str] = []
         self.starts = 0
+        self.harmed: dict[Path, int] = {}
         self.marker = f"TORTURE_TRIAL={os.getpid()}-{folder.name}."
         self._records: list[dict[str, Any]] = []
         self._drivers: list[Driver] = []
@@ -135,7 +137,7 @@ class Trial:
 
     def look(self) -> None:
         """Hold what is committed to I1."""
-        found, self._records = invariants.committed(self.run, self._records)
+        found, self._records = invariants.committed(self.run, self._records, self.harmed)
         self.violations += found
 
     def settle(self, driver: Driver) -> int:
@@ -194,9 +196,9 @@ def dying(point: str, count: int, mark: Path, kind: str = "KILL") -> Mapping[str
     return {"ROSE_HPC_FAILPOINT": f"{point}:{count}:{kind}", "ROSE_HPC_FAILPOINT_MARK": str(mark)}
 
 
-def die_at(trial: Trial, point: str, count: int = 1, *arguments: object, name: str = "died", **env: str) -> bool:
+def die_at(trial: Trial, point: str, count: int = 1, *arguments: object, **env: str) -> bool:
     """Start a driver one of whose processes dies at a point; whether it came there."""
-    mark = trial.folder / name
+    mark = trial.folder / f"died in start {trial.starts + 1}"  # where one is there already, nobody dies
     trial.settle(trial.start(*arguments, **env, **dying(point, count, mark)))
     return mark.exists()
 
