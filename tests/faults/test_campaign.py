@@ -29,7 +29,7 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
         running |= dict.fromkeys(share, (process, results))
     yield running
     for process, _ in running.values():
-        process.kill()
+        process.terminate()
         process.wait()
 
 

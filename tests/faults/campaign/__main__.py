@@ -8,6 +8,7 @@ done again: interrupt it as you like. ``--share 1/2`` and ``--share 2/2`` divide
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -36,6 +37,7 @@ def main() -> int:
         table.write(options.table, options.results, PARTS.values())
         return 0
     bad = 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a trial ends what it has started, stopped or not
     with tempfile.TemporaryDirectory(prefix="campaign-", dir=options.folder, ignore_cleanup_errors=True) as folder:
         for name in options.parts or PARTS:
             where = Path(folder) / name
