@@ -19,6 +19,8 @@ from rose_hpc.errors import UsageError
 from rose_hpc.slurm.commands import clean_environment
 
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9_./+-]+")
+#: what a shell looks at within double quotes; and radical.pilot's scripts read variables by line
+_UNQUOTED = re.compile(r"[$`\\\n]")
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,14 @@ def _scripts() -> Path:
     return Path(os.path.normpath(found[0])).parent if found else Path(sys.executable).parent
 
 
+def not_for_scripts(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that radical.pilot's scripts cannot pass on: they would execute what is in them, or fail at it.
+
+    GNU make's own is one, where variables are given on its command line. Functions of bash are for a shell.
+    """
+    return {k: v for k, v in environ.items() if _UNQUOTED.search(v) and not k.startswith("BASH_FUNC_")}
+
+
 def host_environment(plan: PilotPlan, sandbox: Path, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment radical.pilot's own processes run in: all they write lands in ``sandbox``."""
     scripts = _scripts()
@@ -201,6 +211,7 @@ def host_environment(plan: PilotPlan, sandbox: Path, environ: Mapping[str, str])
     defaults = {"RADICAL_DEFAULT_PROFILE": "FALSE", "RADICAL_DEFAULT_REPORT": "FALSE"}
     if plan.submit_environment:
         environ = {**clean_environment(environ), **plan.submit_environment}
+    environ = {name: value for name, value in environ.items() if name not in not_for_scripts(environ)}
     if plan.forks:
         defaults["RADICAL_DEFAULT_IFACE"] = "lo"  # its bridges have no authentication: not for the network to see
     return {**defaults, **environ, **changed}

@@ -26,7 +26,7 @@ from typing import Any
 
 from rose_hpc.errors import EngineError, RoseHpcError, UsageError
 from rose_hpc.execution.pilot_link import CLOSE_TIMEOUT_S, Link
-from rose_hpc.execution.pilot_resources import PilotPlan, plan_pilot, shell_safe
+from rose_hpc.execution.pilot_resources import PilotPlan, not_for_scripts, plan_pilot, shell_safe
 from rose_hpc.execution.pilot_task_plan import plan_task
 from rose_hpc.execution.pilot_words import last_words, task_error, why
 from rose_hpc.slurm.commands import clean_environment
@@ -239,9 +239,9 @@ class PilotTasks:
         return self._error
 
     def task_environment(self) -> dict[str, str]:
-        """What tasks elsewhere lack of the driver's environment; nothing where they inherit it."""
+        """What tasks do not inherit of the driver's environment."""
         if not self._plan.submit_environment:
-            return {}
+            return not_for_scripts(os.environ)
         return {k: v for k, v in clean_environment(os.environ).items() if k not in _OF_THIS_HOST}
 
     @property

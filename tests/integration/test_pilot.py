@@ -98,6 +98,9 @@ def test_tasks_that_can_never_run_are_refused(kwargs: dict[str, Any], words: str
 
 # One pilot for the rest
 
+#: the value of a variable of the driver's environment; GNU make sets one that looks like its beginning
+NOT_FOR_A_SHELL = """${-*-it-*-} $(touch executed) `touch executed` "a" 'b' back\\slash, $HOME\nand "another line\\"""
+
 
 class Shared:
     """A pilot and an engine on an event loop of their own, since tests come and go."""
@@ -140,7 +143,9 @@ def pilot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     places = [Path.home(), Path.cwd()]
     before = [{path.name for path in place.iterdir()} for place in places]
     others = set(descendants(os.getpid()))  # other tests' clusters
-    shared = Shared(tmp_path_factory.mktemp("work"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NOT_FOR_A_SHELL", NOT_FOR_A_SHELL)
+        shared = Shared(tmp_path_factory.mktemp("work"))
     yield shared
     shared.close()
     shutil.rmtree(shared.backend.sandbox or "", ignore_errors=True)  # kept when the last test has ended the pilot badly
@@ -178,6 +183,12 @@ class TestPilot:
         folder.mkdir()
         lines = pilot.wait(pilot.task(show, cwd=str(folder), environment={"X": "`id`"})).splitlines()
         assert [lines[0], lines[3]] == [str(folder), "`id`"]
+
+    def test_the_drivers_variables_are_not_executed(self, pilot: Shared) -> None:
+        """Whatever is in them, the pilot starts, and a task finds them as they are."""
+        assert pilot.wait(pilot.task("""sh -c 'printf "%s" "$NOT_FOR_A_SHELL"'""")) == NOT_FOR_A_SHELL
+        assert pilot.backend.sandbox is not None
+        assert not list(pilot.backend.sandbox.rglob("executed"))
 
     def test_long_output_is_cut_to_its_end(self, pilot: Shared) -> None:
         """Output comes whole up to 64 KiB, of which radical.pilot alone gives 1 KiB; beyond, its end does."""

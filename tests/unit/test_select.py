@@ -162,8 +162,12 @@ def test_what_radical_pilot_has_no_words_for_reaches_sbatch(tmp_path, monkeypatc
         "SQUEUE_FORMAT": "%z",
         "SLURM_CONF": "/c",
         "PATH": "/bin",
+        "MAKEOVERRIDES": "${-*-command-variables-*-}",
+        "BASH_FUNC_module%%": "() { eval $1\n}",
     }
     environ = host_environment(plan, tmp_path, user)
+    assert "MAKEOVERRIDES" not in environ  # radical.pilot's scripts would fail at it
+    assert environ["BASH_FUNC_module%%"] == user["BASH_FUNC_module%%"]
     (name,) = [word.removeprefix("--name=") for word in plan.release if word.startswith("--name=")]
     assert {key: value for key, value in environ.items() if key.startswith(("SBATCH", "SQUEUE", "SLURM"))} == {
         "SBATCH_JOB_NAME": name,
