@@ -40,13 +40,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For ``pytest -n 2``: a file's tests share a process, and so do all that need the one Slurm."""
+    """For ``pytest -n 2``: a file's tests share a process; and so does all that takes the whole machine."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return "cluster" if file.startswith("tests/cluster/") else file
+            return "whole machine" if file.startswith(("tests/cluster/", "tests/faults/test_campaign.py")) else file
 
     return Scheduling(config, log)
 

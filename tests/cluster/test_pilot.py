@@ -20,7 +20,7 @@ import projects
 import pytest
 from slurm_cluster import SlurmCluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.pilot, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.pilot, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 PATIENT = "environments.timeout_s=600"
@@ -181,7 +181,7 @@ def facts(site: Site, short: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     options = ("--nodes=3", *tasks, "--time=5", "--no-kill", "--output=job.out")
     done = site.cluster.call("sbatch", f"--chdir={folder}", *options, str(folder / "job.sh"))
     assert done.returncode == 0, done.stderr
-    projects.wait_for((folder / "facts.json").exists, 120)
+    projects.wait_for((folder / "facts.json").exists, 240)
     answers = json.loads((folder / "facts.json").read_text())
     assert "death" in answers, (folder / "job.out").read_text()
     answers["srun"] = (folder / "srun.txt").read_text().splitlines()
@@ -372,7 +372,7 @@ def test_attached_drivers_and_their_jobs_end_together(site, tmp_path):
     (killed, _), (cancelled, run) = (attached(site, folder) for folder in folders)
     with killed, cancelled:
         for folder in folders:
-            projects.wait_for(lambda folder=folder: (folder / "up-0-env_1").exists(), 120)
+            projects.wait_for(lambda folder=folder: (folder / "up-0-env_1").exists(), 240)
         jobs = set(site.jobs())
         killed.kill()
         projects.wait_for(lambda: len(set(site.jobs("--states=RUNNING")) & jobs) == len(jobs) - 1, 30)

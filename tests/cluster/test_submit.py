@@ -73,7 +73,7 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def watch(run: Path) -> int:
-    done = projects.rose_hpc("watch", run, timeout=120)
+    done = projects.rose_hpc("watch", run, timeout=200)
     assert done.stderr == "" or done.returncode, done.stderr
     return done.returncode
 
@@ -198,7 +198,7 @@ def test_the_walltime_ends_the_job_and_the_run_resumes(cluster, folder):
     projects.wait_for((folder / "up").exists)
     done = cluster.call("scontrol", "update", f"JobId={job}", "EndTime=now+1")
     assert done.returncode == 0, done.stderr
-    projects.wait_for(lambda: status(folder / "r")["state"] == "stopped", 120)
+    projects.wait_for(lambda: status(folder / "r")["state"] == "stopped", 200)
     projects.wait_for(lambda: not cluster.jobs())
     (folder / "go").touch()
     resumed = projects.rose_hpc("resume", "r", cwd=folder)
