@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -38,38 +37,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For ``pytest -n 2``: a file's tests share a process; and so does all that takes the whole machine."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file: str = super()._split_scope(nodeid)
-            return "whole machine" if file.startswith(("tests/cluster/", "tests/faults/test_campaign.py")) else file
-
-    return Scheduling(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins."""
-    first = ("cluster", "faults")
-    items.sort(key=lambda item: first.index(folder) if (folder := item.path.parent.name) in first else len(first))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """What a process that runs tests is told by the one that started it."""
-    node.workerinput["no_skip"] = NO_SKIP
-
-
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """With ROSE_HPC_NO_SKIP=1 a skipped test is a failed one, but for optional extras."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]  # pluggy's Result
-    no_skip = getattr(item.config, "workerinput", {}).get("no_skip", NO_SKIP)
-    if report.skipped and no_skip and not hasattr(report, "wasxfail"):
+    if report.skipped and NO_SKIP and not hasattr(report, "wasxfail"):
         reason = str(report.longrepr[2]).removeprefix("Skipped: ")
         if not reason.startswith(OPTIONAL):
             report.outcome = "failed"
