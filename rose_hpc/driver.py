@@ -181,19 +181,7 @@ async def _drive(
         session.begin(facts, changes_of(session, settings, changes), engine_name)
         _check_origin(session)
         session.check_scripts(workflow.modules, workflow.cwd)
-        try:
-            failpoints.hit("engine-starting")
-            await backend  # the supervisor starts while asyncflow is imported
-            asyncflow = await _workflow_engine(backend, run)
-            failpoints.hit("engine-started")
-        except EngineError as error:
-            session.record("end", state="failed", reason=str(error), iteration=session.progress.iteration)
-            raise
-        except asyncio.CancelledError:
-            reason = signals.why_cancelled(run)
-            session.record("end", state="stopped", reason=reason, iteration=session.progress.iteration)
-            await backend.shutdown()
-            raise Interrupted(reason) from None
+        asyncflow = await _start_engine(session, backend)
         with ExitStack() as stack:
             loop = _lead(session, config, asyncflow, engine_name, stack)
             done = loop.done
@@ -252,6 +240,24 @@ def _check_origin(session: Session) -> None:
             f"{path} has changed, and this run keeps its own copy, {session.run.config}; "
             f"change that with `{session.run.command('resume')} --set KEY=VALUE`"
         )
+
+
+async def _start_engine(session: Session, backend: Any) -> Any:
+    """The workflow engine; where it does not start, the run has ended, and its record says why."""
+    try:
+        failpoints.hit("engine-starting")
+        await backend  # the supervisor starts while asyncflow is imported
+        asyncflow = await _workflow_engine(backend, session.run)
+        failpoints.hit("engine-started")
+    except EngineError as error:
+        session.record("end", state="failed", reason=str(error), iteration=session.progress.iteration)
+        raise
+    except asyncio.CancelledError:
+        reason = signals.why_cancelled(session.run)
+        session.record("end", state="stopped", reason=reason, iteration=session.progress.iteration)
+        await backend.shutdown()
+        raise Interrupted(reason) from None
+    return asyncflow
 
 
 async def _workflow_engine(backend: Any, run: RunDir) -> Any:

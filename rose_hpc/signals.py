@@ -55,6 +55,7 @@ def before_the_loop() -> None:
     """
     events, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine runs in one
+    _told.clear()
 
     def interrupt(number: signal.Signals) -> None:
         _told.append(number)

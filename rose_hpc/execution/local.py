@@ -156,14 +156,15 @@ class EmbeddedExecutionBackend(AttemptBackend):
         return self._deaths <= _MOST_RESTARTS
 
     async def _open(self) -> None:
-        self._supervisor = LocalSupervisor(self._died)
+        supervisor = self._supervisor = LocalSupervisor(self._died)
         try:
-            await self._supervisor.start()
-        except BaseException:  # told to end while it starts
-            await self._close()
+            await supervisor.start()
+        except BaseException:  # told to end while it starts: no other one takes its place
+            self._supervisor = None
+            await supervisor.close()
             raise
-        if not self._supervisor.gone.is_set():
-            self.pool.add(self._supervisor, available_cores())
+        if not supervisor.gone.is_set():
+            self.pool.add(supervisor, available_cores())
 
     def _died(self) -> None:
         """It was killed, perhaps because there was no memory left: another takes its place."""
@@ -188,9 +189,8 @@ class EmbeddedExecutionBackend(AttemptBackend):
             self.pool.fail(EngineError(f"no supervisor can be started: {error}", hint="is there too little memory?"))
 
     async def _close(self) -> None:
-        starting = self._starting
-        if starting is not None and starting is not asyncio.current_task():
-            await asyncio.gather(starting, return_exceptions=True)
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             self.pool.remove(supervisor)

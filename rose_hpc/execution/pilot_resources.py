@@ -211,7 +211,8 @@ def host_environment(plan: PilotPlan, sandbox: Path, environ: Mapping[str, str])
     defaults = {"RADICAL_DEFAULT_PROFILE": "FALSE", "RADICAL_DEFAULT_REPORT": "FALSE"}
     if plan.submit_environment:
         environ = {**clean_environment(environ), **plan.submit_environment}
-    environ = {name: value for name, value in environ.items() if name not in not_for_scripts(environ)}
+    around = not_for_scripts(environ)
+    environ = {name: value for name, value in environ.items() if name not in around}
     if plan.forks:
         defaults["RADICAL_DEFAULT_IFACE"] = "lo"  # its bridges have no authentication: not for the network to see
     return {**defaults, **environ, **changed}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
         running |= dict.fromkeys(share, (process, results))
     yield running
     for process, _ in running.values():
-        process.terminate()
+        process.terminate()  # it ends what it has started
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        process.kill()
         process.wait()
 
 

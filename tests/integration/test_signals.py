@@ -128,7 +128,6 @@ def test_a_signal_before_anything_ran(point: str, number: signal.Signals, tmp_pa
 
 def test_an_engine_that_is_cancelled_while_it_starts_leaves_nothing() -> None:
     """After however many turns of the event loop: no supervisor stays, and none is started in its place."""
-
     before = children_of(os.getpid())
 
     async def cancelled_after(turns: int) -> bool:
