@@ -103,7 +103,7 @@ class Loop:
                     await self._end(self.verdict() or Verdict("stopped", LEFT))
                     raise
                 self._close(iteration)
-            await self.session.settle()
+            await self._guarded(self.session.settle())
             await self._end(verdict)
         except Interrupted as stop:
             await self._end(Verdict("stopped", stop.message))
@@ -241,7 +241,8 @@ class Loop:
         """Remove it, in any thread; observers are told of problems in the event loop's."""
         for problem in retention.remove(leaving, before=self._sync):
             text = f"{problem}; `{self.session.run.command('gc')}` removes it later"
-            events.call_soon_threadsafe(self.session.warn, text)
+            with suppress(RuntimeError):  # a program's event loop has ended: nobody is left to be told
+                events.call_soon_threadsafe(self.session.warn, text)
 
     def _sync(self) -> None:
         """Nothing goes before its record is on the disk; where nothing goes, the group commit is early enough."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from typing import Any, TypeVar
 
 from rose_hpc import rundir
@@ -140,10 +140,20 @@ class Population:
         for task, number in waiting.items():
             if not task.cancelled() and task.result()[0]:
                 self.loops[number].take_back()
-        for number, source in enumerate(sources):
+        async with AsyncExitStack() as all_of_them:  # though one of them cannot record how it ended
+            for number, source in reversed([*enumerate(sources)]):
+                all_of_them.push_async_callback(self._close_one, number, source)
+
+    async def _close_one(self, number: int, source: AsyncGenerator[T, None]) -> None:
+        error: BaseException | None = None
+        try:
             await source.aclose()
+        except Exception as raised:
+            error = raised
+            raise
+        finally:
             if number not in self._ended:
-                self._note_end(number, None)
+                self._note_end(number, error)
 
     def _note_end(self, number: int, error: BaseException | None) -> None:
         """A learner has ended."""

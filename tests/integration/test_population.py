@@ -167,6 +167,33 @@ def test_a_killed_population_goes_on_where_every_learner_was(tmp_path: Path) -> 
     ]  # fmt: skip - a table in one look
 
 
+def test_who_cannot_record_its_end_stops_no_other(folder: Path) -> None:
+    """A program leaves, and one learner's disk refuses its record: the others have theirs, and the program is told."""
+    refusing = """
+    from contextlib import aclosing
+    from rose_hpc.session import Session
+
+    def refuse(session, kind, really=Session.record, **fields):
+        if kind == "checkpoint" and session.run.path.name == "learner-0":
+            raise rose_hpc.errors.RunError("no room")
+        really(session, kind, **fields)
+
+    Session.record = refuse
+    """
+    loop = """
+    async with aclosing(rl.start(max_iter=5, learner_configs=rates)) as states:
+        async for state in states:
+            if state.learner_id == 0:
+                break
+    """
+    done = programs.run(programs.write(folder, learners(), loop, top=refusing))
+    assert done.returncode == 1
+    assert "no room" in done.stderr.splitlines()[-1]
+    run = programs.run_of(folder)
+    assert sorted(r["learner"] for r in projects.records(run, "learner")) == [0, 1, 2]
+    assert all(of and of[-1] in ("stopped", "failed", "converged") for of in ends(run).values()), ends(run)
+
+
 def test_configurations_of_one_learner_and_of_all(folder: Path) -> None:
     """What is set for another learner holds from its next iteration on: at once a record, which a kill leaves."""
     waits = """
