@@ -64,7 +64,7 @@ def branch(source: RunDir, iteration: int, run_dir: Path, window: int | None = N
 def _copy(source: RunDir, run: RunDir, progress: Progress, iteration: int, window: int) -> None:
     """Copy what is needed, and the best policy so far, each held against its digest."""
     files = needed(source, progress, iteration, window)
-    best = progress.best(progress.run.get("operator") or ">", before=iteration)
+    best = progress.best(before=iteration)
     if best is not None and source.policy(best[0]).exists():
         files[source.policy(best[0])] = progress.updates[best[0]]["policy"]["digest"]
     for path, digest in files.items():

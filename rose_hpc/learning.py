@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from operator import itemgetter
 from typing import Any
 
 from rose_hpc.errors import Interrupted, UsageError
@@ -129,7 +130,7 @@ class Learning:
             metric_name=criterion.metric if criterion else None,
             metric_value=reward,
             metric_threshold=criterion.threshold if criterion else None,
-            metric_history=[value for _, value in progress.rewards],
+            metric_history=list(map(itemgetter(1), progress.rewards)),
             should_stop=criterion is not None and reward is not None and criterion.met(reward),
             current_config=self.config,
             learner_id=self.learner_id,
@@ -163,7 +164,7 @@ def last_known(
         metric_name=progress.run.get("metric"),
         metric_value=progress.reward,
         metric_threshold=progress.run.get("threshold"),
-        metric_history=[value for _, value in progress.rewards],
+        metric_history=list(map(itemgetter(1), progress.rewards)),
         should_stop=(progress.end or {}).get("state") == "converged",
         current_config=config,
         learner_id=learner_id,

@@ -73,6 +73,10 @@ class Progress:
     admitted: int = 0
     discarded: int = 0
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    _leaders: list[tuple[int, float]] = field(default_factory=list)  # rewards that were better than all before them
+
+    def __post_init__(self) -> None:
+        self._lead()
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Progress:
@@ -90,6 +94,7 @@ class Progress:
                 self.run = {**self.run, **record}
                 self.end = None
                 self.extended = record["kind"] == "extend"
+                self._lead()
             case "job":
                 self.jobs.append(record)
                 self.end = None
@@ -173,6 +178,10 @@ class Progress:
         elif stage == "check":
             again = bool(self.rewards) and self.rewards[-1][0] == iteration
             self.rewards[len(self.rewards) - again :] = [(iteration, record["reward"])]
+            if again:
+                self._lead()
+            else:
+                self._follow(self.rewards[-1])
 
     def _collected(self, record: Record) -> None:
         self.missing = dict(record.get("missing", {}))
@@ -202,17 +211,28 @@ class Progress:
         """The last one."""
         return self.rewards[-1][1] if self.rewards else None
 
-    def best(self, operator: str, before: int | None = None) -> tuple[int, float] | None:
+    def best(self, before: int | None = None) -> tuple[int, float] | None:
         """Iteration and value of the best reward, the first of equals.
 
         It is the greatest; where less is asked for, the least; where equality is, the nearest to the threshold.
 
         Args:
-            operator: the criterion's.
             before: only iterations before this one.
         """
-        rewards = (entry for entry in self.rewards if before is None or entry[0] < before)
-        return min(rewards, key=lambda entry: (badness(entry[1], operator, self.threshold), entry[0]), default=None)
+        leaders = reversed(self._leaders)  # few, where all rewards of ten thousand iterations would be looked at
+        return next((leader for leader in leaders if before is None or leader[0] < before), None)
+
+    def _lead(self) -> None:
+        """Find the leaders anew: what is better, or a reward, has changed."""
+        self._leaders = []
+        for entry in self.rewards:
+            self._follow(entry)
+
+    def _follow(self, entry: tuple[int, float]) -> None:
+        operator = self.run.get("operator") or ">"
+        last = self._leaders[-1][1] if self._leaders else None
+        if last is None or badness(entry[1], operator, self.threshold) < badness(last, operator, self.threshold):
+            self._leaders.append(entry)
 
     @property
     def threshold(self) -> float:

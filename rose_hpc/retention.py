@@ -95,7 +95,6 @@ def expired_policies(workflow: Workflow, progress: Progress, iteration: int, *, 
     if keep == "all":
         return []
     kept = max(keep, workflow.patience.max_policy_lag + 1)
-    operator = workflow.criterion.operator if workflow.criterion else ">"
-    best, before = progress.best(operator), progress.best(operator, before=iteration)
+    best, before = progress.best(), progress.best(before=iteration)
     candidates = sorted(progress.updates) if sweep else [iteration - kept, *([before[0]] if before else [])]
     return [k for k in candidates if 0 <= k <= iteration - kept and (best is None or k != best[0])]

@@ -118,7 +118,7 @@ def standing_of(sight: Sight, queue: Queue, *, disk: bool = False) -> dict[str, 
 def _reached(sight: Sight, state: str) -> dict[str, Any]:
     """How far a run, or one of its learners, has come."""
     run, progress = sight.run, sight.progress
-    best = progress.best(progress.run.get("operator") or ">")
+    best = progress.best()
     newest = max(progress.updates, default=None)
     return {
         "state": state,

@@ -119,7 +119,7 @@ def _tiles(facts: Mapping[str, Any], page: Page) -> list[tuple[str, str, str]]:
     ]
     if facts["metric"] and not page.learners:
         until = f"last; the run ends when {facts['operator']} {number(facts['threshold'])}"
-        best = page.sight.progress.best(str(facts["operator"] or ">"))
+        best = page.sight.progress.best()
         found.insert(0, (facts["metric"], number(facts["reward"]), until))
         found.insert(1, ("best", number(facts["best_reward"]), f"in iteration {best[0]}" if best else ""))
     seconds = [sum(each.seconds.values()) for each in history.complete]

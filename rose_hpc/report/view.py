@@ -136,7 +136,7 @@ class LiveView:
             return self._population(progress)
         stage = next((s for s in STAGES if s not in progress.stages), "")
         reward = "no reward yet" if progress.reward is None else f"{progress.run['metric']} {progress.reward:g}"
-        best = progress.best(progress.run.get("operator") or ">")
+        best = progress.best()
         if best is not None:
             reward += f", best {best[1]:g} (iteration {best[0]})"
         head = Text.assemble(
@@ -163,7 +163,7 @@ class LiveView:
             table.add_column(head, justify="left" if head in ("learner", "stage") else "right")
         numbers = {str(each["name"]): number for number, each in enumerate(progress.run.get("learners", ()))}
         for label, each in list(self._learners.items())[: self._MOST_ROWS]:
-            best = each.best(each.run.get("operator") or ">")
+            best = each.best()
             reward, most = ("-" if value is None else f"{value:g}" for value in (each.reward, best and best[1]))
             stage = str(each.end["state"]) if each.end else each.stage or ""
             number = numbers.get(label)

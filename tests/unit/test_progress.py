@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rose_hpc.progress import STAGES, Progress
+from rose_hpc.progress import STAGES, Progress, badness
 
 NAMES = st.sampled_from(["a", "b", "c"])
 ITERATIONS = st.integers(0, 4)
@@ -78,10 +79,8 @@ def test_progress_is_sound_after_any_records(records):
     assert progress.nan_rewards >= sum(record.get("nan_rewards", 0) for record in progress.ranks.values()) >= 0
     assert progress.rows == sum(record["rows"] for record in progress.merges.values())
     assert progress.stage in (*STAGES, None)
-    assert (progress.reward is None) == (progress.best(">") is None) == (not progress.rewards)
-    for operator in (">", ">=", "==", "<", "<="):
-        best = progress.best(operator)
-        assert best is None or best in progress.rewards
+    assert (progress.reward is None) == (progress.best() is None) == (not progress.rewards)
+    assert progress.best() is None or progress.best() in progress.rewards
 
 
 def test_a_run_from_its_first_record_to_its_end():
@@ -143,20 +142,48 @@ def test_a_configuration_stays_until_the_next_one():
     assert Progress.of([first, checkpoints[0], second, *checkpoints[1:]]).config == second["config"]
 
 
+def rewarded(rewards: list[float], **run: Any) -> Progress:
+    """A run with these rewards."""
+    checks = [{"kind": "stage", "stage": "check", "iteration": k, "reward": reward} for k, reward in enumerate(rewards)]
+    return Progress.of([{"kind": "run", **run}, *checks])
+
+
 def test_the_best_reward_is_the_criterions():
     """The greatest is best, or the least where less is asked for; of equals the first; `before` looks back only."""
-    progress = Progress(rewards=[(0, 2.0), (1, 5.0), (2, 1.0), (3, 5.0), (4, 1.0)])
-    assert progress.best(">") == progress.best(">=") == (1, 5.0)
-    assert progress.best("<") == progress.best("<=") == (2, 1.0)
-    assert progress.best(">", before=1) == (0, 2.0)
-    assert progress.best("<", before=0) is None
+    rewards = [2.0, 5.0, 1.0, 5.0, 1.0]
+    for operator in (">", ">=", None):
+        assert rewarded(rewards, operator=operator).best() == (1, 5.0)
+    for operator in ("<", "<="):
+        assert rewarded(rewards, operator=operator).best() == (2, 1.0)
+    assert rewarded(rewards, operator=">").best(before=1) == (0, 2.0)
+    assert rewarded(rewards, operator="<").best(before=0) is None
 
 
 def test_the_best_reward_of_an_equality_is_the_nearest():
     """With ``==`` neither the greatest nor the least is best, but the one nearest to the threshold."""
-    progress = Progress(run={"threshold": 10.0}, rewards=[(0, 4.0), (1, 11.0), (2, 30.0)])
-    assert progress.best("==") == (1, 11.0)
-    assert progress.best("=", before=1) == (0, 4.0)
+    assert rewarded([4.0, 11.0, 30.0], operator="==", threshold=10.0).best() == (1, 11.0)
+    assert rewarded([4.0, 11.0, 30.0], operator="=", threshold=10.0).best(before=1) == (0, 4.0)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 5).map(float), max_size=12),
+    st.lists(st.sampled_from([">", "<", "=="]), min_size=1, max_size=3),
+    st.integers(0, 12),
+    st.booleans(),
+)
+def test_the_best_reward_is_that_of_all(rewards, operators, before, again):
+    """However the criterion was changed meanwhile, and though the last check was done again."""
+    progress = rewarded(rewards, operator=operators[0], threshold=2.0)
+    for operator in operators[1:]:
+        progress.apply({"kind": "extend", "operator": operator})
+    if again and rewards:
+        rewards = [*rewards[:-1], 3.0]
+        progress.apply({"kind": "stage", "stage": "check", "iteration": len(rewards) - 1, "reward": 3.0})
+    for end in (before, None):
+        known = [(badness(reward, operators[-1], 2.0), k) for k, reward in enumerate(rewards[:end])]
+        best = min(known, default=None)
+        assert progress.best(before=end) == (None if best is None else (best[1], rewards[best[1]]))
 
 
 def collected(iteration: int, seconds: float = 1.0, **missing: str) -> dict:

@@ -25,9 +25,9 @@ def workflow(retention: Retention, window: int = 1, operator: str | None = ">") 
     )
 
 
-def progress_of(rewards: list[float], **merge: str) -> Progress:
+def progress_of(rewards: list[float], operator: str | None = None, **merge: str) -> Progress:
     """A run in which so many iterations are complete."""
-    progress = Progress()
+    progress = Progress(run={"operator": operator})
     for k, reward in enumerate(rewards):
         progress.apply({"kind": "stage", "iteration": k, "stage": "merge", "rows": 1, **merge})
         progress.apply({"kind": "stage", "iteration": k, "stage": "update"})
@@ -45,11 +45,11 @@ OPERATORS = st.sampled_from([">", "<", None])
 def test_newest_and_best_policies_stay(rewards, keep, operator):
     """However few policies are kept, the newest and the best are among them, and so many newest as were asked for."""
     flow, newest = workflow(Retention(policies=keep), operator=operator), len(rewards) - 1
-    progress = progress_of(rewards)
+    progress = progress_of(rewards, operator)
     for sweep in (False, True):
         gone = retention.expired_policies(flow, progress, newest, sweep=sweep)
         assert not set(gone) & set(range(len(rewards))[-(keep if keep != "all" else 99) :])
-        assert progress.best(operator or ">")[0] not in gone
+        assert progress.best()[0] not in gone
 
 
 @settings(deadline=None)
@@ -58,7 +58,7 @@ def test_policies_go_step_by_step_as_in_one_sweep(rewards, keep, operator):
     """A driver that looks only at what has just left keeps the same policies as one that looks at all of them."""
     flow, kept = workflow(Retention(policies=keep), operator=operator), set()
     for k in range(len(rewards)):
-        progress = progress_of(rewards[: k + 1])
+        progress = progress_of(rewards[: k + 1], operator)
         kept.add(k)
         kept -= set(retention.expired_policies(flow, progress, k, sweep=False))
         assert kept == set(range(k + 1)) - set(retention.expired_policies(flow, progress, k, sweep=True))
