@@ -14,11 +14,16 @@ FORMAT = 1
 
 
 def check_format(run: RunDir, progress: Progress) -> None:
-    """Refuse a run that a later version has made.
+    """Refuse a run that a later version has made, or that has lost its records.
 
     Raises:
-        RunError: it names both versions.
+        RunError: it names both versions, or the journal.
     """
+    if not progress.run and next(run.path.glob("iter-*"), None) is not None:
+        raise RunError(
+            f"{run.journal} does not say what the run is, though there are iterations: somebody has emptied it",
+            hint="bring it back from a copy; nothing was changed",
+        )
     known = progress.run.get("format", FORMAT)
     if known != FORMAT:
         raise RunError(

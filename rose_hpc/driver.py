@@ -58,7 +58,25 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
     Raises:
         ConfigError, UsageError: the change is refused, and nothing was written.
     """
-    from rose_hpc.config import dump_config, load_config
+    from rose_hpc.config import dump_config
+
+    config, before = changed(run, sets, max_iterations)
+    for each in (run.learners if config.sweep else [run]) if config.merge.window > before.merge.window else ():
+        _check_window(each, config.merge.window)
+    first = run.config.read_text().partition("\n")[0]
+    origin = f"{first}\n" if first.startswith(_ORIGIN) else ""
+    publishing.write_file(run.config, (origin + dump_config(config)).encode())
+    failpoints.hit("run-changed")
+    return [*sets, *([f"loop.max_iterations={max_iterations}"] if max_iterations else [])]
+
+
+def changed(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> tuple[Config, Config]:
+    """The configuration of a run with these changes, and as it is.
+
+    Raises:
+        ConfigError, UsageError: it would be another run.
+    """
+    from rose_hpc.config import load_config
 
     before = load_config(run.config)
     config = load_config(run.config, sets=sets, max_iterations=max_iterations)
@@ -73,13 +91,7 @@ def change_run(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> 
             )
     if config.learners != before.learners:
         raise UsageError("a run keeps its learners, and [sweep] would make others", hint="start a new run with others")
-    for each in (run.learners if config.sweep else [run]) if config.merge.window > before.merge.window else ():
-        _check_window(each, config.merge.window)
-    first = run.config.read_text().partition("\n")[0]
-    origin = f"{first}\n" if first.startswith(_ORIGIN) else ""
-    publishing.write_file(run.config, (origin + dump_config(config)).encode())
-    failpoints.hit("run-changed")
-    return [*sets, *([f"loop.max_iterations={max_iterations}"] if max_iterations else [])]
+    return config, before
 
 
 def _check_window(run: RunDir, window: int) -> None:

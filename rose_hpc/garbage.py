@@ -33,13 +33,21 @@ class Garbage:
     problem: str = ""
 
 
-def find(run: RunDir) -> list[Garbage]:
-    """Everything that need not stay. Nothing is removed, and nobody asked whether the run is driven.
+def find(run: RunDir, *, driven: bool = False) -> list[Garbage]:
+    """Everything that need not stay. Nothing is removed.
+
+    Args:
+        run: where.
+        driven: somebody works with what is not published yet.
 
     Raises:
         RunError: the journal is damaged.
     """
-    paths = [path for each in (run, *run.learners) for path in _paths(each, Progress.of(read_journal(each.journal)))]
+    paths = [
+        path
+        for each in (run, *run.learners)
+        for path in _paths(each, Progress.of(read_journal(each.journal)), driven=driven)
+    ]
     return [Garbage(path, _size(path)) for path in paths if path.exists()]
 
 
@@ -67,9 +75,11 @@ def _removed(garbage: Garbage, run: RunDir) -> Garbage:
     return garbage
 
 
-def _paths(run: RunDir, progress: Progress) -> Iterator[Path]:
+def _paths(run: RunDir, progress: Progress, *, driven: bool) -> Iterator[Path]:
     if progress.iteration and (workflow := _workflow(run, progress.run)) is not None:
         yield from retention.expired(run, workflow, progress, progress.iteration - 1, sweep=True)
+    if driven:
+        return
     if run.scratch.is_dir():
         yield from sorted(run.scratch.iterdir())
     yield from sorted(run.path.glob(".*.tmp"))

@@ -7,6 +7,7 @@ that).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -18,11 +19,12 @@ from typing import Any, overload
 from rose_hpc import rundir
 from rose_hpc.driver import run_facts
 from rose_hpc.errors import UsageError
+from rose_hpc.inner import Inner
 from rose_hpc.journal import scan_journal
 from rose_hpc.learning import Learning, last_known
 from rose_hpc.patience import Patience
 from rose_hpc.progress import Progress
-from rose_hpc.registration import F, Registering
+from rose_hpc.registration import F, Registering, whole
 from rose_hpc.rundir import RunDir
 from rose_hpc.seeds import choose_seed
 from rose_hpc.session import Observer, Session, clear_scratch
@@ -69,8 +71,8 @@ class ReinforcementLearner(Registering):
         self.asyncflow = asyncflow
         self.run: RunDir | None = None
         self._run_dir = run_dir
-        self._seed = seed
-        self._window = window
+        self._seed = None if seed is None else whole("seed", seed, 0, 2**63)
+        self._window = whole("window", window, 1)
         self._patience = patience or Patience()
         self._quiet = quiet
         self._trackers: list[TrackerBase] = []
@@ -122,7 +124,10 @@ class ReinforcementLearner(Registering):
         session = Session(self.run, self._observers())
         try:
             clear_scratch(self.run)
-            seed = session.progress.run.get("seed", self._seed if self._seed is not None else choose_seed())
+            known = session.progress.run.get("seed")
+            seed = known if known is not None else self._seed if self._seed is not None else choose_seed()
+            if self._seed not in (None, seed):
+                session.warn(f"the run keeps its seed {seed}: {self._seed} would make another run")
             session.begin({**run_facts(workflow, seed, source="program"), **facts}, engine=self._engine)
             session.check_scripts(sys.argv[:1], workflow.cwd)
         except BaseException:
@@ -214,9 +219,15 @@ class SingleLearner(ReinforcementLearner):
                 learning.set_next_config(self._pending)
                 self._pending = None
             with interrupts(learning.loop):
-                async with aclosing(learning.loop), aclosing(learning.states()) as states:
+                async with aclosing(learning.loop), aclosing(Inner(learning.states())) as states:
                     async for state in states:
-                        yield self._seen(state)
+                        user = asyncio.current_task()
+                        try:
+                            yield self._seen(state)
+                        except (GeneratorExit, asyncio.CancelledError):
+                            if user is not None and _has_failed(user):  # in the loop body, which has not ended then
+                                learning.loop.take_back()
+                            raise
         finally:
             self._learning = None
             self._tell_stop(session)
@@ -238,6 +249,10 @@ class ParallelExperience(SingleLearner):
     def environment_task(self, name: str, **options: Any) -> Callable[[F], F]:
         """Register an environment at once; options: ``as_executable``, ``timeout_s``, ``cores_per_rank``, ..."""
         return self._environment(name, options)
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 class OneEnvironment(Registering):

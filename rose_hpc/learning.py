@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from rose_hpc.errors import Interrupted, UsageError
+from rose_hpc.inner import Inner
 from rose_hpc.loop import Loop
 from rose_hpc.named import takes
 from rose_hpc.progress import Progress
@@ -48,6 +49,8 @@ class Learning:
         self.workflow = workflow
         self.learner_id = learner_id
         self.state: IterationState | None = None
+        if config is not None:
+            check_config(config)
         self._config = config
         self._recorded: Any = None  # what _config was made from
         self._stopping = False
@@ -76,7 +79,7 @@ class Learning:
             TaskError, EngineError, Interrupted: as :meth:`~rose_hpc.loop.Loop.iterations`.
         """
         try:
-            async with aclosing(self.loop.iterations()) as iterations:
+            async with aclosing(Inner(self.loop.iterations())) as iterations:
                 async for iteration in iterations:
                     self.state = self._build(iteration)
                     yield self.state
@@ -138,12 +141,26 @@ class Learning:
         )
 
 
+def check_config(config: LearnerConfig) -> None:
+    """Refuse what is none.
+
+    Raises:
+        UsageError: it says what to write.
+    """
+    if not isinstance(config, LearnerConfig):
+        raise UsageError(
+            f"a configuration is a LearnerConfig, not a {type(config).__name__}",
+            hint='write LearnerConfig(update=TaskConfig(kwargs={"rate": 0.1}))',
+        )
+
+
 def as_record(config: LearnerConfig) -> dict[str, Any]:
     """``config`` as JSON gives it back.
 
     Raises:
         UsageError: when it would not.
     """
+    check_config(config)
     try:
         recorded: dict[str, Any] = json.loads(json.dumps(config.model_dump(mode="json"), allow_nan=False))
     except (ValueError, RecursionError) as error:

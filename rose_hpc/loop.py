@@ -98,6 +98,8 @@ class Loop:
                 try:
                     yield iteration
                 except GeneratorExit:
+                    if self.session.closed:
+                        raise
                     if not self._unseen:
                         self._close(iteration)
                     await self._end(self.verdict() or Verdict("stopped", LEFT))
@@ -112,8 +114,9 @@ class Loop:
             await self._end(Verdict("failed", str(error)))
             raise
         finally:
-            self._watch_walltime(stop=True)
-            await self._abandon("the driver ended")
+            if not self.session.closed:
+                self._watch_walltime(stop=True)
+                await self._abandon("the driver ended")
 
     @property
     def done(self) -> int:
@@ -250,6 +253,8 @@ class Loop:
         failpoints.hit("checkpoint-synced")
 
     async def _end(self, verdict: Verdict) -> None:
+        if self.session.closed:  # a program's event loop ended while it waited, and all this with it
+            return
         progress = self.session.progress
         try:
             await self._abandon(f"the run ended: {verdict.state}")

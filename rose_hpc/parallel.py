@@ -9,6 +9,7 @@ from typing import Any
 
 from rose_hpc.driver import run_facts
 from rose_hpc.errors import UsageError
+from rose_hpc.inner import Inner
 from rose_hpc.journal import scan_journal
 from rose_hpc.learners import OneEnvironment, ReinforcementLearner
 from rose_hpc.learning import Learning, last_known
@@ -112,8 +113,8 @@ class ParallelReinforcementLearner(OneEnvironment, ReinforcementLearner):
                     self.set_next_config(config, learner_id)
                 population = Population(session, [each.loop for each in learnings.values()], labels)
                 stack.enter_context(interrupts(population))
-                sources = [each.states() for each in learnings.values()]
-                async with aclosing(population), aclosing(population.follow(sources)) as states:
+                sources = [Inner(each.states()) for each in learnings.values()]
+                async with aclosing(population), aclosing(Inner(population.follow(sources))) as states:
                     async for state in states:
                         yield self._seen(state)
         finally:

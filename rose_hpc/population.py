@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from rose_hpc import rundir
 from rose_hpc.errors import EngineError, Interrupted, RoseHpcError
+from rose_hpc.inner import Inner
 from rose_hpc.loop import LEFT, Loop, Verdict
 from rose_hpc.session import Session, clear_scratch
 from rose_hpc.walltime import Walltime
@@ -96,11 +97,11 @@ class Population:
 
     async def iterations(self) -> AsyncGenerator[int, None]:
         """Yield every iteration of every learner, as :meth:`~rose_hpc.loop.Loop.iterations` does of one."""
-        async with aclosing(self.follow([loop.iterations() for loop in self.loops])) as iterations:
+        async with aclosing(Inner(self.follow([Inner(loop.iterations()) for loop in self.loops]))) as iterations:
             async for iteration in iterations:
                 yield iteration
 
-    async def follow(self, sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    async def follow(self, sources: Sequence[Inner[T]]) -> AsyncGenerator[T, None]:
         """What the learners' ``sources`` yield, as it comes, until all have ended.
 
         Raises:
@@ -129,22 +130,26 @@ class Population:
         if self._failures:
             raise self._failure()
 
-    async def _leave(
-        self, waiting: Mapping[_Next[T], int], sources: Sequence[AsyncGenerator[T, None]], why: str
-    ) -> None:
+    async def _leave(self, waiting: Mapping[_Next[T], int], sources: Sequence[Inner[T]], why: str) -> None:
         """Nobody asks any more: what runs is ended, and what nobody has seen will be yielded again."""
         for number in waiting.values():
             self.loops[number].interrupt(why)
-        if waiting:
-            await asyncio.wait(waiting)
+        cancelled = False
+        while not all(task.done() for task in waiting):
+            try:
+                await asyncio.wait(waiting)
+            except asyncio.CancelledError:  # the event loop ends, and with it what each has under way
+                cancelled = True
         for task, number in waiting.items():
             if not task.cancelled() and task.result()[0]:
                 self.loops[number].take_back()
         async with AsyncExitStack() as all_of_them:  # though one of them cannot record how it ended
             for number, source in reversed([*enumerate(sources)]):
                 all_of_them.push_async_callback(self._close_one, number, source)
+        if cancelled:
+            raise asyncio.CancelledError
 
-    async def _close_one(self, number: int, source: AsyncGenerator[T, None]) -> None:
+    async def _close_one(self, number: int, source: Inner[T]) -> None:
         error: BaseException | None = None
         try:
             await source.aclose()
@@ -168,7 +173,9 @@ class Population:
             self._failures.append(_named(error, label))
             if len(self._ended) < len(self.loops) and not isinstance(error, EngineError):  # which is everybody's
                 self.session.warn(f"{_said(error)}; the other learners go on")
-        end = session.progress.end or {"state": "stopped", "reason": "it did not begin"}
+        if session.progress.end is None:  # its event loop has ended
+            session.record("end", state="stopped", reason=LEFT, iteration=session.progress.iteration)
+        end = session.progress.end or {}
         reached = {"iteration": session.progress.iteration, "reward": session.progress.reward}
         self.session.record("learner", learner=number, state=end["state"], reason=end["reason"], **reached)
 
@@ -180,6 +187,8 @@ class Population:
 
     def _end(self) -> None:
         """The whole has ended as its learners have."""
+        for number in set(range(len(self.loops))) - self._ended:
+            self._note_end(number, None)
         ends = [loop.session.progress.end or {"state": "stopped"} for loop in self.loops]
         verdict = whole([str(end["state"]) for end in ends])
         if self.session.progress.end is None:
@@ -204,7 +213,7 @@ def whole(states: Sequence[str]) -> Verdict:
 _Next = asyncio.Task[tuple[list[T], BaseException | None]]
 
 
-async def _next(source: AsyncGenerator[T, None]) -> tuple[list[T], BaseException | None]:
+async def _next(source: Inner[T]) -> tuple[list[T], BaseException | None]:
     """What it yields next; nothing when it has ended, and why if that was no orderly end.
 
     Not raised, because Interrupted would end the whole event loop from within a task.

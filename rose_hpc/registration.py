@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, SupportsFloat, TypeVar, overload
 
 from rose_hpc.errors import UsageError
 from rose_hpc.metrics import OPERATORS, operator_for
@@ -62,6 +64,22 @@ def register(func: F, options: dict[str, Any]) -> tuple[F, Registered]:
     return func, registered
 
 
+def whole(what: str, value: Any, least: int, below: float = math.inf) -> int:
+    """An argument of a program that is a whole number.
+
+    Raises:
+        UsageError: it is none, or not one that is allowed.
+    """
+    limits = f"from {least}" + (f" to below {below:g}" if below < math.inf else " on")
+    try:
+        number = index(value)
+    except TypeError:
+        raise UsageError(f"{what} is {value!r}", hint=f"give a whole number {limits}") from None
+    if not least <= number < below:
+        raise UsageError(f"{what} is {number}", hint=f"give a whole number {limits}")
+    return number
+
+
 class Registering:
     """What a learner consists of, as its decorators were given it."""
 
@@ -108,6 +126,8 @@ class Registering:
         operator = operator or operator_for(metric_name)
         if operator not in OPERATORS:
             raise UsageError(f"unknown operator {operator!r}", hint=f"use one of {' '.join(OPERATORS)}")
+        if not isinstance(threshold, SupportsFloat) or math.isnan(threshold):
+            raise UsageError(f"threshold is {threshold!r}", hint="give a number")
 
         def decorate(func: F) -> F:
             func, registered = register(func, {"as_executable": as_executable, **options})
@@ -147,7 +167,7 @@ class Registering:
             environments=environments,
             update=self._update.work(),
             criterion=criterion,
-            max_iterations=max_iter or None,
+            max_iterations=whole("max_iter", max_iter, 0) or None,
             window=window,
             patience=patience,
         )

@@ -210,6 +210,7 @@ class Session:
         known = self.progress.run
         if not known:
             self.record("run", version=__version__, format=FORMAT, **facts)
+            self.journal.sync()  # so that no crash leaves iterations of a run that nobody knows
             failpoints.hit("session-run-recorded")
         elif changed := [key for key in _KEPT if known.get(key) != facts.get(key)]:
             key = changed[0]
@@ -262,6 +263,11 @@ class Session:
         if new := {path: digest for path, digest in digests.items() if known.get(path) != digest}:
             self.record("scripts", digests=new)
             failpoints.hit("scripts-noted")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run was let go of."""
+        return self._closing.is_set()
 
     def close(self) -> None:
         """Let go of the run; idempotent."""

@@ -94,7 +94,8 @@ def interrupts(loop: Loop | Population) -> Iterator[None]:
     finally:
         _loops.remove(loop)
         if not _loops:
-            _uninstall(asyncio.get_running_loop())
+            with suppress(RuntimeError):  # the event loop has ended, and its handlers with it
+                _uninstall(asyncio.get_running_loop())
 
 
 def _install(events: asyncio.AbstractEventLoop) -> None:

@@ -24,9 +24,10 @@ def command(run: Path, dry_run: bool, as_json: bool) -> None:
     Example: rose-hpc gc runs/cartpole-7f3a --dry-run
     """
     from rose_hpc.garbage import collect, find
+    from rose_hpc.ownership import owner_lives
 
     found = rundir.find_whole(run)
-    garbage = find(found) if dry_run else collect(found)
+    garbage = find(found, driven=owner_lives(found)) if dry_run else collect(found)
     size = sum(each.bytes for each in garbage if not each.problem)
     if as_json:
         removed = [{"path": found.relative(e.path), "bytes": e.bytes, "problem": e.problem} for e in garbage]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from rose_hpc import publishing, rundir
+from rose_hpc import checkpoint, publishing, rundir
 from rose_hpc.cli import options
 from rose_hpc.errors import DamagedError, ExperienceError, RunError
 from rose_hpc.journal import read_journal
@@ -37,7 +37,8 @@ def run(path: Path | None, *, as_json: bool) -> int:
     for verdict in _verdicts(path):
         found.append(verdict)
         if not as_json:
-            click.echo(f"{'ok     ' if verdict.ok else 'DAMAGED'}  {verdict.file}: {verdict.message}")
+            word = "ok     " if verdict.ok else "DAMAGED" if Path(verdict.file).exists() else "MISSING"
+            click.echo(f"{word}  {verdict.file}: {verdict.message}")
     if as_json:
         options.print_json([asdict(verdict) for verdict in found])
     elif not found:
@@ -62,8 +63,13 @@ def _check_run(run: RunDir) -> Iterator[Verdict]:
     except RunError as error:
         yield Verdict(str(run.journal), False, error.message)
         return
-    yield Verdict(str(run.journal), True, f"{len(records)} records")
     progress = Progress.of(records)
+    try:
+        checkpoint.check_format(run, progress)
+    except RunError as error:
+        yield Verdict(str(run.journal), False, error.message)
+        return
+    yield Verdict(str(run.journal), True, f"{len(records)} records")
     wanted = {run.bank(k): r["digest"] for k, r in progress.merges.items() if progress.has_bank(k)}
     ranks = [r for r in records if r["kind"] == "rank" and r.get("digest")]
     wanted |= {run.shard(r["iteration"], r["environment"]): r["digest"] for r in ranks}
@@ -74,6 +80,9 @@ def _check_run(run: RunDir) -> Iterator[Verdict]:
         for folder, name in ((run.policy(k), "policy"), (run.state(k), "state")):
             if folder.exists() and record.get(name):
                 yield _check_tree(folder, record[name]["digest"])
+    for path in checkpoint.needed(run, progress, progress.iteration, int(progress.run.get("window", 1))):
+        if not path.exists():
+            yield Verdict(str(path), False, "it is gone, and the run goes on from it")
     for learner in run.learners:
         yield from _check_run(learner)
 

@@ -70,10 +70,11 @@ def command(
     """
     sight = Sight.of(rundir.find_whole(run))
     changes = Changes(max_iterations, sets)
-    submitted = bool(sight.jobs)
+    again = bool(sight.jobs) and not here and "SLURM_JOB_ID" not in os.environ
     if from_iteration is not None or run_dir is not None:
-        sight = _branch(sight, from_iteration, run_dir, sets)
-    again = submitted and not here and "SLURM_JOB_ID" not in os.environ
+        if not again and (program := _program(sight)) is not None:
+            _refuse_changes(program, changes)
+        sight = _branch(sight, from_iteration, run_dir, changes)
     _refuse_owned(sight.run, everywhere=again)
     if again:
         _submit_again(sight, changes)
@@ -82,11 +83,7 @@ def command(
     if not changes:
         _leave_if_idle(ctx, sight)
     if program is not None:
-        if changes:
-            raise UsageError(
-                "a Python program keeps its own limits",
-                hint=f"change {program['argv'][0]}, then resume without options",
-            )
+        _refuse_changes(program, changes)
         if engine != "auto":
             os.environ["ROSE_HPC_ENGINE"] = engine  # for rose_hpc.execution_backend() in it
         _run_again(sight.run, program)
@@ -97,8 +94,15 @@ def command(
     from rose_hpc import driver
     from rose_hpc.slurm.records import take_changes
 
-    changed = driver.change_run(sight.run, sets, max_iterations) if changes else take_changes(sight.run)
-    ctx.exit(driver.drive_shown(sight.run, changed, engine, (sight.progress, sight.mark)))
+    noted = driver.change_run(sight.run, sets, max_iterations) if changes else take_changes(sight.run)
+    ctx.exit(driver.drive_shown(sight.run, noted, engine, (sight.progress, sight.mark)))
+
+
+def _refuse_changes(program: Mapping[str, Any], changes: Changes) -> None:
+    if changes:
+        raise UsageError(
+            "a Python program keeps its own limits", hint=f"change {program['argv'][0]}, then resume without options"
+        )
 
 
 def _leave_if_idle(ctx: click.Context, sight: Sight) -> None:
@@ -128,16 +132,18 @@ def _refuse_owned(run: RunDir, *, everywhere: bool) -> None:
         )
 
 
-def _branch(sight: Sight, iteration: int | None, run_dir: Path | None, sets: tuple[str, ...]) -> Sight:
-    """The run that branches off."""
+def _branch(sight: Sight, iteration: int | None, run_dir: Path | None, changes: Changes) -> Sight:
+    """The run that branches off; it is not made where it could not be changed as it is to be."""
     if iteration is None or run_dir is None:
         raise UsageError(
             "--from-iteration and --run-dir go together", hint="a run that goes on where it ended keeps its directory"
         )
+    from rose_hpc import driver
     from rose_hpc.branch import branch
-    from rose_hpc.config import load_config
 
-    window = load_config(sight.run.config, sets=sets).merge.window if sight.run.config.exists() else None
+    window = None
+    if sight.run.config.exists():
+        window = driver.changed(sight.run, changes.sets, changes.max_iterations)[0].merge.window
     return Sight.of(branch(sight.run, iteration, run_dir, window))
 
 

@@ -209,7 +209,7 @@ class Engine:
                 await asyncio.wait([future], timeout=GRACE_S + 2)
             raise
         except Exception as error:
-            raise EngineError(f"{type(error).__name__}: {error}") from error
+            raise EngineError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
         finally:
             if (task := getattr(future, "task", None)) is not None:
                 task["task_backend_specific_kwargs"] = {}  # asyncflow keeps every task for ever: keep them small

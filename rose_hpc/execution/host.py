@@ -198,7 +198,8 @@ def answer(message: Mapping[str, Any], payload: bytes) -> Answer:
 
 def _raised(error: BaseException) -> Answer:
     traceback.print_exception(error)  # into the attempt's log
-    return {"ok": False, "reason": "error", "message": f"raised {type(error).__name__}: {error}"}, b""
+    said = ": ".join(part for part in (type(error).__name__, " ".join(str(error).split())) if part)  # one line
+    return {"ok": False, "reason": "error", "message": f"raised {said}"}, b""
 
 
 def main(fd: int, service: bool) -> None:

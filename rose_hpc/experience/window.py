@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from rose_hpc.errors import DamagedError, ExperienceError
@@ -17,11 +19,12 @@ from rose_hpc.experience.schema import Column, ShardInfo
 from rose_hpc.refusals import named
 
 
-class WindowColumn:
+class WindowColumn(NDArrayOperatorsMixin):
     """A read-only column over several arrays of one dtype and row shape.
 
     Indexing works as for an array: an integer gives a row, a slice within one part a view, anything else a copy of just
-    the rows that were asked for. ``np.asarray(column)`` copies all of it.
+    the rows that were asked for. ``np.asarray(column)`` copies all of it, as do operators and the methods of an array
+    (``column.mean()``): where a window is larger than memory, take it in slices.
 
     Attributes:
         parts: the arrays, in order; at least one.
@@ -45,6 +48,29 @@ class WindowColumn:
     def ndim(self) -> int:
         """Number of axes."""
         return self.parts[0].ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all elements."""
+        return self.size * self.dtype.itemsize
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(np.ndarray, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        whole = np.asarray(self)
+        whole.setflags(write=False)  # like the column itself: what would change it is refused
+        return getattr(whole, name)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        if any(isinstance(out, WindowColumn) for out in options.get("out", ())):
+            raise ValueError("a window is read-only")
+        arrays = [np.asarray(each) if isinstance(each, WindowColumn) else each for each in inputs]
+        return getattr(ufunc, method)(*arrays, **options)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -70,6 +70,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: (run / "journal.jsonl").unlink(),
         "its journal.jsonl is gone; bring that back from a copy",
     ),
+    "an empty journal": (
+        lambda run: os.truncate(run / "journal.jsonl", 0),
+        "does not say what the run is, though there are iterations: somebody has emptied it; bring it back from a copy",
+    ),
     "another version": (
         of_another_version,
         "has format 7, of rose-hpc 9.9; this version knows 1; go on with that version",

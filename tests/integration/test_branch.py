@@ -103,6 +103,7 @@ def test_what_cannot_be_branched_is_refused(run: Path, tmp_path: Path) -> None:
         ("--from-iteration", 2): "--from-iteration and --run-dir go together",
         ("--run-dir", tmp_path / "a"): "--from-iteration and --run-dir go together",
         ("--from-iteration", 2, "--run-dir", run): "is not empty",
+        ("--from-iteration", 2, "--run-dir", tmp_path / "a", "--set", "seed=9"): "a run keeps its seed",
     }.items():
         done = projects.rose_hpc("resume", run, *arguments)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr

@@ -66,7 +66,9 @@ def test_a_driven_run_is_left_alone(tmp_path: Path) -> None:
         projects.wait_for(lambda: projects.records(tmp_path / "r", "job"))
         done = projects.rose_hpc("gc", tmp_path / "r")
         assert (done.returncode, f"driven by process {driver.pid}" in done.stderr) == (1, True)
-        assert projects.rose_hpc("gc", tmp_path / "r", "--dry-run").returncode == 0
+        (tmp_path / "r" / "scratch" / "in use").touch()
+        dry = projects.rose_hpc("gc", tmp_path / "r", "--dry-run")
+        assert (dry.returncode, dry.stdout) == (0, "nothing to remove\n")
         (tmp_path / "go").touch()
         assert driver.wait(60) == 0
 

@@ -162,6 +162,36 @@ def test_leaving_the_loop_and_resuming(folder: Path) -> None:
     assert (finished.returncode, programs.states(finished)) == (0, [])
 
 
+@pytest.mark.parametrize(("end", "code"), [('raise LookupError("mine")', 1), ("sys.exit(5)", 5)])
+def test_a_state_whose_loop_body_failed_is_yielded_again(folder: Path, end: str, code: int) -> None:
+    """What the body was to do with it may not have been done: the configuration it was to set comes into force."""
+    loop = f"""
+    async for state in pe.start():
+        tell(state)
+        if state.iteration == 1 and once("failed"):
+            {end}
+        pe.set_next_config(LearnerConfig(environment=TaskConfig(kwargs={{"scale": 2.0 + state.iteration}})))
+    """
+    done = programs.run(programs.without_cleaning_up(programs.write(folder, functions(2.5), loop)))
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("Traceback") == (code == 1), done.stderr
+    resumed = projects.rose_hpc("resume", programs.run_of(folder))
+    assert resumed.returncode == 0, resumed.stderr
+    states = [(s["iteration"], s["scale"]) for run in (done, resumed) for s in programs.states(run)]
+    assert states == [(0, 1.0), (1, 2.0), (1, 2.0), (2, 3.0)]
+
+
+def test_the_seed_of_a_run_is_kept_and_another_is_told_of(tmp_path: Path) -> None:
+    """A resumed run has its own, whatever the program says by then."""
+    program = programs.write(tmp_path, functions(1.5), LEARN.replace("start()", "start(max_iter=1)"))
+    assert programs.run(program).returncode == 0
+    run = programs.run_of(tmp_path)
+    programs.write(tmp_path, functions(1.5).replace("seed=5", "seed=6"), LEARN)
+    resumed = projects.rose_hpc("resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "warning: the run keeps its seed 5: 6 would make another run" in resumed.stderr
+
+
 def test_a_bare_rerun_is_a_new_run(tmp_path: Path) -> None:
     """Without ROSE_HPC_RUN a program makes a run of its own every time; `learn()` on a finished run gives its state."""
     program = programs.write(tmp_path, functions(0.5), "tell(await pe.learn())")
@@ -388,6 +418,16 @@ SLIPS = {
     "unknown option": ("@pe.update_task(cores=3)\nasync def u(): pass", "u: unknown option cores"),
     "not async": ("@pe.update_task\ndef u(): return 'true'", "u must be async"),
     "operator": ("pe.as_stop_criterion('X', 1, '=>')", "unknown operator '=>'"),
+    "threshold": ("pe.as_stop_criterion('X', 'x')", "threshold is 'x'; give a number"),
+    "seed": ("ParallelExperience(asyncflow, seed='x')", "seed is 'x'; give a whole number from 0"),
+    "negative seed": ("ParallelExperience(asyncflow, seed=-5)", "seed is -5; give a whole number from 0"),
+    "window": ("ParallelExperience(asyncflow, window=0)", "window is 0; give a whole number from 1"),
+    "limit": ("await pe.learn(max_iter=-2)", "max_iter is -2; give a whole number from 0"),
+    "configuration": ("await pe.learn(initial_config={})", "a configuration is a LearnerConfig, not a dict"),
+    "next configuration": (
+        "async for _ in pe.start(): pe.set_next_config({'update': 1})",
+        "a configuration is a LearnerConfig, not a dict",
+    ),
     "no engine": ("ParallelExperience(None)", "NoneType is not a WorkflowEngine"),
     "too few": (
         "@pe.update_task(as_executable=False)\ndef u(one): pass\nawait pe.learn()",

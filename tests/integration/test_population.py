@@ -115,7 +115,13 @@ def test_names_last_states_and_per_iteration_values(folder: Path) -> None:
 
 def test_a_learner_that_fails_stops_no_other(folder: Path) -> None:
     """Told at once and raised at the end, by name; the run has failed, and resumed it does what that one left."""
-    fail = 'if rate == 1.5 and task.iteration == 1: raise LookupError("no such rate")'
+    fail = """
+        if rate == 1.5 and task.iteration == 1:
+            raise LookupError("no such rate")
+        other = pathlib.Path(os.environ["ROSE_HPC_RUN"]).parent / "learner-1" / "journal.jsonl"
+        while task.learner == 0 and task.iteration == 2 and '"kind":"end"' not in other.read_text():
+            pass
+    """
     done = programs.run(programs.write(folder, learners(fail), START))
     assert done.returncode == 1
     assert [entry for entry in told(done) if entry[0] == 0] == [(0, 0, 1.0), (0, 1, 2.0), (0, 2, 3.0)]
@@ -165,6 +171,28 @@ def test_a_killed_population_goes_on_where_every_learner_was(tmp_path: Path) -> 
         (1, 1, 3.0),
         (2, 0, 3.0),
     ]  # fmt: skip - a table in one look
+
+
+def test_a_program_that_breaks_down_ends_all_learners(folder: Path) -> None:
+    """Its own error is all that is told; every learner has its end, and the state it broke down with comes again."""
+    loop = """
+    async for state in rl.start(max_iter=3, learner_configs=rates):
+        tell(state)
+        if state.learner_id == 1 and once("failed"):
+            raise LookupError("mine")
+    """
+    done = programs.run(programs.without_cleaning_up(programs.write(folder, learners(), loop)))
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == "LookupError: mine"
+    run = programs.run_of(folder)
+    assert sorted(r["learner"] for r in projects.records(run, "learner")) == [0, 1, 2]
+    assert all(len(of) == 1 for of in ends(run).values())
+    resumed = projects.rose_hpc("resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    again = [state for state in told(done) if state[0] == 1][-1]
+    assert again in told(resumed)
+    assert {(n, k) for n, k, _ in told(done) + told(resumed)} >= {(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0)}
 
 
 def test_who_cannot_record_its_end_stops_no_other(folder: Path) -> None:

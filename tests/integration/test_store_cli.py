@@ -134,6 +134,28 @@ def test_check_finds_what_was_changed(run: Path, tmp_path: Path) -> None:
     }
 
 
+def test_check_finds_what_is_missing(run: Path, tmp_path: Path) -> None:
+    """What the run would go on from is gone, or its records are: the exit is 1, and each is named."""
+    import os
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    last = sorted(copy.glob("iter-*"))[-1]
+    for name in ("policy", "state"):
+        shutil.rmtree(last / name)
+    done = projects.rose_hpc("inspect", "--check", copy)
+    assert done.returncode == 1
+    missing = [line for line in done.stdout.splitlines() if not line.startswith("ok")]
+    assert sorted(missing) == [
+        f"MISSING  {last / name}: it is gone, and the run goes on from it" for name in ("policy", "state")
+    ]
+    os.truncate(copy / "journal.jsonl", 0)
+    done = projects.rose_hpc("inspect", "--check", copy)
+    assert done.returncode == 1
+    assert "somebody has emptied it" in done.stdout
+
+
 def test_a_damaged_journal_is_named_too(run: Path, tmp_path: Path) -> None:
     """--check of a run whose journal does not hold together says so, instead of stopping."""
     (tmp_path / "journal.jsonl").write_bytes((run / "journal.jsonl").read_bytes().replace(b'"seq":3', b'"seq":9'))

@@ -83,6 +83,14 @@ def write(folder: Path, *body: str, top: str = "", backend: str = EMBEDDED, name
     return program
 
 
+def without_cleaning_up(program: Path) -> Path:
+    """The same program, which leaves the engine to whoever ends the event loop."""
+    text = program.read_text()
+    (cleaning,) = [line for line in text.splitlines() if line.endswith("await asyncflow.shutdown()")]
+    program.write_text(text.replace(cleaning, cleaning.replace("await asyncflow.shutdown()", "pass")))
+    return program
+
+
 def states(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     """What the program told of its states."""
     return [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("STATE ")]

@@ -156,6 +156,22 @@ def test_a_windows_column_looks_like_an_array(parts: list[Path]) -> None:
         np.array(column, copy=False)
 
 
+def test_a_windows_column_computes_like_an_array(parts: list[Path]) -> None:
+    """Methods, operators and functions give what they give on an array of all rows; nothing changes the column."""
+    column = ExperienceBank.open(parts)["observations"]
+    whole = np.asarray(column)
+    assert (column.mean(), column.max(), column.size, column.nbytes) == (whole.mean(), whole.max(), 40, 160)
+    assert np.array_equal(2 * column - 1, 2 * whole - 1)
+    assert np.array_equal(column > 3, whole > 3)
+    assert np.array_equal(np.add.reduce(column, axis=1), whole.sum(axis=1))
+    assert np.array_equal(column.astype(int).T, whole.astype(int).T)
+    for change in (column.sort, lambda: column.fill(0), lambda: np.add(column, 1, out=column)):
+        with pytest.raises(ValueError, match="read-only"):
+            change()
+    with pytest.raises(AttributeError, match="no attribute 'maen'"):
+        column.maen  # noqa: B018 - the attempt is the test
+
+
 @pytest.mark.parametrize("window", [False, True])
 def test_iteration_gives_every_row_once_as_a_dict(bank: Path, parts: list[Path], window: bool) -> None:
     """Iterating gives each row as a dict of its values, in order; batches give them in arrays, the last one shorter."""

@@ -98,14 +98,29 @@ def read_flipped(data: bytes, path: Path) -> list[str]:
 
 
 def go_on_cut(written: Written, training: str, journal: str, record: int, torn: bool) -> list[str]:
-    """What had been recorded from one record on is forgotten, half of it left or none: it is done again, equally."""
+    """What had been recorded from one record on is forgotten, half of it left or none: it is done again, equally.
+
+    Without the first one, which no crash takes away, nobody knows what the run is: refused, and nothing changed.
+    """
     with written.shared.trial(TRAININGS[training]) as trial:
         shutil.copytree(written.run(training), trial.run)
         lines = (trial.run / journal).read_bytes().splitlines(keepends=True)
         rest = lines[record][: len(lines[record]) // 2] if torn else b""
         (trial.run / journal).write_bytes(b"".join(lines[:record]) + rest)
-        trial.finish()
+        if record or not list((trial.run / journal).parent.glob("iter-*")):
+            trial.finish()
+            return trial.violations
+        before = _committed(trial.run)
+        driver = trial.start()
+        if trial.settle(driver) != 1 or "somebody has emptied it" not in driver.stderr:
+            trial.violations.append(f"it was not refused: {driver.stderr[-300:]}")
+        if _committed(trial.run) != before:
+            trial.violations.append("I1: iterations were changed")
         return trial.violations
+
+
+def _committed(run: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(run.rglob("iter-*/**/*")) if path.is_file()}
 
 
 def go_on_beside(written: Written, training: str, what: str) -> list[str]:
