@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from pathlib import Path
 
 import click
@@ -24,9 +25,12 @@ def command(ctx: click.Context, run: Path) -> None:
     Example: rose-hpc watch runs/cartpole-7f3a
     """
     from rose_hpc.driver import EXIT_CODES
+    from rose_hpc.journal import scan_journal
 
     found = rundir.find(run)
     verdict = _watch(found)
+    for each in (found, *found.learners):  # who follows takes a damaged line for one that is being written
+        deque(scan_journal(each.journal), maxlen=0)
     note = f" ({verdict.note})" if verdict.note else ""
     click.echo(f"{found.path} is {verdict.state}{note}", err=verdict.state not in ("converged", "max_iterations"))
     if verdict.state in ("stopped", "failed"):

@@ -130,6 +130,16 @@ def test_what_differs_is_named_and_nothing_is_changed(case: str, run: Path) -> N
     assert not before.keys() - committed(run).keys()
 
 
+def test_who_watches_is_told_of_a_damaged_journal(run: Path) -> None:
+    """As who looks or goes on: in one line, and not that the run can be gone on with."""
+    edit(run / "journal.jsonl", '"seq":3', '"seq":9')
+    for command in ("watch", "status", "resume"):
+        done = projects.rose_hpc(command, run)
+        assert done.returncode == 1, command
+        assert f"{run / 'journal.jsonl'}, line 4 is damaged" in done.stderr, command
+        assert "go on with" not in done.stderr, command
+
+
 def test_a_lost_checkpoint_says_from_where_to_branch(run: Path, tmp_path: Path) -> None:
     """The hint names the last checkpoint that is whole, and it works."""
     shutil.rmtree(run / "iter-0002/policy")
