@@ -76,6 +76,8 @@ def check_scripts(config: Config, path: Path | None = None) -> None:
     Raises:
         ConfigError: names the first such key, and what was looked for.
     """
+    if not config.base.is_dir():
+        _refuse(path, ("base",), f"there is no folder {config.base}", "it is where tasks run")
     seen: set[object] = set()  # a grid of a thousand environments asks the file system once
     values = {"update": len(config.environments.resolve()), "check": 1}
     first, *others = config.learners

@@ -59,7 +59,7 @@ def serve(control: socket.socket) -> None:
                 control.sendall(b"".join(said))
                 said.clear()
         except ConnectionError:
-            log.warning("the driver is gone")  # the read side sees it too, and ends us
+            log.info("the driver is gone")  # the read side sees it too, and ends us
             said.clear()
 
     supervisor.selector.register(control, selectors.EVENT_READ, on_control)

@@ -341,6 +341,12 @@ def test_missing_script_is_named_with_a_suggestion(load, tmp_path):
     check_scripts(config, tmp_path / "c.toml")
 
 
+def test_a_missing_folder_is_named(load, tmp_path):
+    """Where tasks would run must be there, also for functions, whose module may be installed elsewhere."""
+    with pytest.raises(ConfigError, match=f"base: there is no folder {tmp_path}/away; it is where tasks run"):
+        check_scripts(load('base = "away"\n' + GOOD))
+
+
 def test_missing_program_is_named(load, tmp_path):
     """Programs are looked for on PATH, or in the file's folder when written with a slash, and must be executable."""
     config = load(LISTED)
