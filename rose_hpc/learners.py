@@ -11,8 +11,8 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -221,13 +221,8 @@ class SingleLearner(ReinforcementLearner):
             with interrupts(learning.loop):
                 async with aclosing(learning.loop), aclosing(Inner(learning.states())) as states:
                     async for state in states:
-                        user = asyncio.current_task()
-                        try:
+                        with handed_out(learning):
                             yield self._seen(state)
-                        except (GeneratorExit, asyncio.CancelledError):
-                            if user is not None and _has_failed(user):  # in the loop body, which has not ended then
-                                learning.loop.take_back()
-                            raise
         finally:
             self._learning = None
             self._tell_stop(session)
@@ -251,8 +246,16 @@ class ParallelExperience(SingleLearner):
         return self._environment(name, options)
 
 
-def _has_failed(task: asyncio.Task[Any]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)
+@contextmanager
+def handed_out(learning: Learning) -> Iterator[None]:
+    """While a program has a state of this learner: if it fails in its loop body, that has not ended."""
+    user = asyncio.current_task()
+    try:
+        yield
+    except (GeneratorExit, asyncio.CancelledError):
+        if user is not None and user.done() and (user.cancelled() or user.exception() is not None):
+            learning.loop.take_back()
+        raise
 
 
 class OneEnvironment(Registering):

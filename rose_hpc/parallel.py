@@ -11,7 +11,7 @@ from rose_hpc.driver import run_facts
 from rose_hpc.errors import UsageError
 from rose_hpc.inner import Inner
 from rose_hpc.journal import scan_journal
-from rose_hpc.learners import OneEnvironment, ReinforcementLearner
+from rose_hpc.learners import OneEnvironment, ReinforcementLearner, handed_out
 from rose_hpc.learning import Learning, last_known
 from rose_hpc.population import Population, open_learners
 from rose_hpc.progress import Progress
@@ -116,7 +116,8 @@ class ParallelReinforcementLearner(OneEnvironment, ReinforcementLearner):
                 sources = [Inner(each.states()) for each in learnings.values()]
                 async with aclosing(population), aclosing(Inner(population.follow(sources))) as states:
                     async for state in states:
-                        yield self._seen(state)
+                        with handed_out(next(each for each in learnings.values() if each.state is state)):
+                            yield self._seen(state)
         finally:
             self._learnings, self._pending = {}, ()
             self._tell_stop(session)
