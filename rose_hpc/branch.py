@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc import failpoints, publishing, rundir
-from rose_hpc.checkpoint import check_format, checkpoints, needed
+from rose_hpc.checkpoint import check_known, checkpoints, needed
 from rose_hpc.errors import RunError, UsageError
 from rose_hpc.journal import encode, read_journal
 from rose_hpc.progress import Progress
@@ -41,7 +41,7 @@ def branch(source: RunDir, iteration: int, run_dir: Path, window: int | None = N
         raise UsageError(f"{source.path} has not begun yet", hint="there is nothing to branch from")
     if "learners" in progress.run or source.within is not None:
         raise UsageError(f"{source.path} is of several learners", hint="only a run of one can be branched")
-    check_format(source, progress)
+    check_known(source, progress)
     window = window or int(progress.run.get("window", 1))
     if iteration not in (able := checkpoints(source, progress, window)):
         there = ", ".join(map(_range, _ranges(able)))

@@ -13,7 +13,7 @@ from rose_hpc.rundir import RunDir
 FORMAT = 1
 
 
-def check_format(run: RunDir, progress: Progress) -> None:
+def check_known(run: RunDir, progress: Progress) -> None:
     """Refuse a run that a later version has made, or that has lost its records.
 
     Raises:

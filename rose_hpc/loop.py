@@ -98,9 +98,7 @@ class Loop:
                 try:
                     yield iteration
                 except GeneratorExit:
-                    if self.session.closed:
-                        raise
-                    if not self._unseen:
+                    if not (self._unseen or self.session.closed):
                         self._close(iteration)
                     await self._end(self.verdict() or Verdict("stopped", LEFT))
                     raise

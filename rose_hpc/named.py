@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 from rose_hpc.commands import suggest
 from rose_hpc.errors import CallError, ConfigError
 from rose_hpc.execution.attempt import VALUE_BYTES
+from rose_hpc.refusals import words_of
 
 _NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
 _ELSEWHERE = "leave the rest in a shard, task.policy or task.state"
@@ -100,7 +101,7 @@ def _load(name: str, folder: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except BaseException as error:
-        raise CallError(f"cannot be called: importing {module_name} raised {type(error).__name__}: {error}") from error
+        raise CallError(f"cannot be called: importing {module_name} raised {words_of(error)}") from error
     try:
         function = getattr(module, attribute)
     except AttributeError:

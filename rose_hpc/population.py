@@ -17,6 +17,7 @@ from rose_hpc import rundir
 from rose_hpc.errors import EngineError, Interrupted, RoseHpcError
 from rose_hpc.inner import Inner
 from rose_hpc.loop import LEFT, Loop, Verdict
+from rose_hpc.refusals import words_of
 from rose_hpc.session import Session, clear_scratch
 from rose_hpc.walltime import Walltime
 
@@ -168,8 +169,7 @@ class Population:
             self._interrupted = error
         elif error is not None:
             if session.progress.end is None:  # the program's own error, or ours
-                reason = f"{type(error).__name__}: {error}"
-                session.record("end", state="failed", reason=reason, iteration=session.progress.iteration)
+                session.record("end", state="failed", reason=words_of(error), iteration=session.progress.iteration)
             self._failures.append(_named(error, label))
             if len(self._ended) < len(self.loops) and not isinstance(error, EngineError):  # which is everybody's
                 self.session.warn(f"{_said(error)}; the other learners go on")
@@ -189,7 +189,7 @@ class Population:
         """The whole has ended as its learners have."""
         for number in set(range(len(self.loops))) - self._ended:
             self._note_end(number, None)
-        ends = [loop.session.progress.end or {"state": "stopped"} for loop in self.loops]
+        ends = [loop.session.progress.end or {} for loop in self.loops]
         verdict = whole([str(end["state"]) for end in ends])
         if self.session.progress.end is None:
             facts = {"state": verdict.state, "reason": verdict.reason, "iteration": max(map(_done, self.loops))}
@@ -236,4 +236,4 @@ def _named(error: BaseException, label: str) -> BaseException:
 
 
 def _said(error: BaseException) -> str:
-    return error.message if isinstance(error, RoseHpcError) else f"{type(error).__name__}: {error}"
+    return error.message if isinstance(error, RoseHpcError) else words_of(error)

@@ -50,6 +50,11 @@ def cause_of(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def words_of(error: BaseException) -> str:
+    """One line: what kind of error it is, and what it says, if it does."""
+    return ": ".join(part for part in (type(error).__name__, " ".join(str(error).split())) if part)
+
+
 def next_step(error: BaseException, otherwise: str = "see to that, then try again") -> str:
     """What people can do about it; ``otherwise`` where the system did not say what it is."""
     return _NEXT.get(_number(error), otherwise)

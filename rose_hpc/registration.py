@@ -70,7 +70,7 @@ def whole(what: str, value: Any, least: int, below: float = math.inf) -> int:
     Raises:
         UsageError: it is none, or not one that is allowed.
     """
-    limits = f"from {least}" + (f" to below {below:g}" if below < math.inf else " on")
+    limits = f"from {least}" + (f" to below {below:,}" if below < math.inf else " on")
     try:
         number = index(value)
     except TypeError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rose_hpc import __version__, failpoints, publishing
-from rose_hpc.checkpoint import FORMAT, check, check_format
+from rose_hpc.checkpoint import FORMAT, check, check_known
 from rose_hpc.errors import OwnedError, RunError
 from rose_hpc.journal import SYNC_INTERVAL_S, Bookmark, Journal
 from rose_hpc.ownership import HEARTBEAT_S, Ownership
@@ -79,7 +79,7 @@ class Session:
         try:
             self.journal = Journal(run.journal, self.progress.apply, mark)
             failpoints.hit("session-read")
-            check_format(run, self.progress)
+            check_known(run, self.progress)
         except BaseException:
             if within is None:
                 self.ownership.release()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rose_hpc import ownership
-from rose_hpc.checkpoint import check_format
+from rose_hpc.checkpoint import check_known
 from rose_hpc.disk import disk_use, in_words
 from rose_hpc.journal import Bookmark, scan_journal
 from rose_hpc.progress import Progress, badness
@@ -55,7 +55,7 @@ class Sight:
         read = scan_journal(run.journal, mark)
         records = list(read) if keep else []
         progress = Progress.of(records if keep else read)
-        check_format(run, progress)
+        check_known(run, progress)
         several = len(progress.run.get("learners", ()))
         learners = tuple(cls.of(each, keep=keep) for each in run.learners if each.number < several)
         return cls(run, records, progress, read_records(run), learners, mark)

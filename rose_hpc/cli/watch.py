@@ -29,8 +29,9 @@ def command(ctx: click.Context, run: Path) -> None:
 
     found = rundir.find(run)
     verdict = _watch(found)
-    for each in (found, *found.learners):  # who follows takes a damaged line for one that is being written
-        deque(scan_journal(each.journal), maxlen=0)
+    if verdict.state in ("stopped", "failed"):
+        for each in (found, *found.learners):  # who follows takes a damaged line for one that is being written
+            deque(scan_journal(each.journal), maxlen=0)
     note = f" ({verdict.note})" if verdict.note else ""
     click.echo(f"{found.path} is {verdict.state}{note}", err=verdict.state not in ("converged", "max_iterations"))
     if verdict.state in ("stopped", "failed"):

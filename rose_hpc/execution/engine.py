@@ -26,6 +26,7 @@ from rose_hpc.execution.attempt import Attempt, Outcome, shard_attributes
 from rose_hpc.execution.child import GRACE_S, python_argv
 from rose_hpc.execution.ensemble import Ensemble
 from rose_hpc.execution.frames import MOST_BYTES
+from rose_hpc.refusals import words_of
 
 if TYPE_CHECKING:
     from rose_hpc.execution.calls import Packer
@@ -138,13 +139,13 @@ class Engine:
         try:
             payload = self._pack(call)
         except Exception as error:  # noqa: BLE001 - whatever the pickling of a user's values raises
-            message = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
+            message = f"cannot be sent to a process of its own ({words_of(error)})"
             return _failed(attempt, message, error), None
         outcome, value = await ensemble.run(attempt, payload, on_start)
         try:
             return outcome, cloudpickle.loads(value) if value else None
         except Exception as error:  # noqa: BLE001 - whatever unpickling a user's value raises
-            message = f"returned a value that cannot be received here ({type(error).__name__}: {error})"
+            message = f"returned a value that cannot be received here ({words_of(error)})"
             return _failed(attempt, message, error), None
 
     def _pack(self, call: Call) -> bytes:
@@ -209,7 +210,7 @@ class Engine:
                 await asyncio.wait([future], timeout=GRACE_S + 2)
             raise
         except Exception as error:
-            raise EngineError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise EngineError(words_of(error)) from error
         finally:
             if (task := getattr(future, "task", None)) is not None:
                 task["task_backend_specific_kwargs"] = {}  # asyncflow keeps every task for ever: keep them small

@@ -25,6 +25,7 @@ from rose_hpc.errors import CallError, DamagedError, FormatError, RoseHpcError
 from rose_hpc.execution import memory
 from rose_hpc.execution.attempt import READ_ONCE, TASK_VARIABLES
 from rose_hpc.execution.frames import MOST_BYTES, Receiver, pack
+from rose_hpc.refusals import words_of
 
 if TYPE_CHECKING:
     from rose_hpc.execution.calls import Unpacker
@@ -48,13 +49,13 @@ def call(message: Mapping[str, Any], payload: bytes) -> Answer:
     try:
         function, args, kwargs = _unpacker().unpack(payload)
     except Exception as error:
-        raise CallError(f"cannot be called here: it does not unpickle ({type(error).__name__}: {error})") from error
+        raise CallError(f"cannot be called here: it does not unpickle ({words_of(error)})") from error
     value = run_function(function, args, kwargs)
     failpoints.hit("function-returned")
     try:
         pickled = cloudpickle.dumps(value)
     except Exception as error:
-        what = f"{type(value).__name__} that cannot be sent back ({type(error).__name__}: {error})"
+        what = f"{type(value).__name__} that cannot be sent back ({words_of(error)})"
         raise CallError(f"returned a {what}: leave it in a file") from error
     if len(pickled) >= MOST_BYTES:
         raise CallError(f"returned {len(pickled):,} bytes, which is too large to send back: leave it in a file")
@@ -198,8 +199,7 @@ def answer(message: Mapping[str, Any], payload: bytes) -> Answer:
 
 def _raised(error: BaseException) -> Answer:
     traceback.print_exception(error)  # into the attempt's log
-    said = ": ".join(part for part in (type(error).__name__, " ".join(str(error).split())) if part)  # one line
-    return {"ok": False, "reason": "error", "message": f"raised {said}"}, b""
+    return {"ok": False, "reason": "error", "message": f"raised {words_of(error)}"}, b""
 
 
 def main(fd: int, service: bool) -> None:

@@ -119,10 +119,12 @@ def test_a_learner_that_fails_stops_no_other(folder: Path) -> None:
         if rate == 1.5 and task.iteration == 1:
             raise LookupError("no such rate")
         other = pathlib.Path(os.environ["ROSE_HPC_RUN"]).parent / "learner-1" / "journal.jsonl"
+        end = time.monotonic() + 60
         while task.learner == 0 and task.iteration == 2 and '"kind":"end"' not in other.read_text():
-            pass
+            assert time.monotonic() < end
+            time.sleep(0.01)
     """
-    done = programs.run(programs.write(folder, learners(fail), START))
+    done = programs.run(programs.write(folder, learners(fail), START, top="import time"))
     assert done.returncode == 1
     assert [entry for entry in told(done) if entry[0] == 0] == [(0, 0, 1.0), (0, 1, 2.0), (0, 2, 3.0)]
     failure = "learner 1: the update failed in iteration 1: it raised LookupError: no such rate"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +112,6 @@ def test_check_says_that_all_is_well(run: Path) -> None:
 
 def test_check_finds_what_was_changed(run: Path, tmp_path: Path) -> None:
     """A flipped byte, another file in a bank's place, and a changed policy are each named; the exit is 1."""
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     first, *_, last = sorted(copy.glob("iter-*/shards/env_1.h5"))
@@ -136,9 +136,6 @@ def test_check_finds_what_was_changed(run: Path, tmp_path: Path) -> None:
 
 def test_check_finds_what_is_missing(run: Path, tmp_path: Path) -> None:
     """What the run would go on from is gone, or its records are: the exit is 1, and each is named."""
-    import os
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     last = sorted(copy.glob("iter-*"))[-1]
