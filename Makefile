@@ -17,6 +17,7 @@ DEV := $(VENV)/.installed-dev
 NEEDED := $(shell sed -n 's/^requires-python = ">=\(.*\)"$$/\1/p' pyproject.toml)
 SHELL_SCRIPTS := .ci/run $(wildcard jobscripts/*.sbatch tests/support/*.sh)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE  # compiling all modules anew is a fifth of a short run
 
 .PHONY: demo test packages lint style types tests torture bench clean
 .DELETE_ON_ERROR:

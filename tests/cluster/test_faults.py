@@ -111,9 +111,13 @@ class Case:
         return int(count)
 
     def starts_again(self, job: str) -> None:
-        """Slurm lets a requeued job wait for two minutes, from when it has seen its end: ask until it runs."""
+        """Slurm lets a requeued job wait for two minutes, from when it has seen its end: ask until it runs.
+
+        Not before its old step has told of its own end, which Slurm would take for the new one's.
+        """
         call = self.site.cluster.call
         projects.wait_for(lambda: call("squeue", "-h", "-o", "%T", "-j", job).stdout == "PENDING\n")
+        projects.wait_for(lambda: not projects.processes_of(Path(f"slurmstepd: [{job}.")))
 
         def running() -> bool:
             call("scontrol", "update", f"JobId={job}", "StartTime=now")
