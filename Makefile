@@ -11,6 +11,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 PARTS ?=
+ALONE := cluster or pilot or campaign
 VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.installed-dev
@@ -47,8 +48,14 @@ style: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
+# What starts a Slurm, a radical.pilot or a crowd of drivers has the machine for itself; all else shares it.
 tests: $(DEV)
+ifeq ($(strip $(PYTEST_ARGS)),)
+	$(BIN)/python -m pytest -m "not ($(ALONE))" --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest -m "$(ALONE)"
+else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 torture: packages $(DEV)
 	$(BIN)/python tests/faults/campaign $(PARTS)

@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rose_hpc.config_environments import Environments, ListedEnvironment, Resources, Stage
-from rose_hpc.config_models import Check, Config, Loop, Merge, Pilot, Retention, Slurm
-from rose_hpc.config_sweep import ListedLearner, Sweep
+from rose_hpc.config_types import Model
+
+Model.model_config["use_attribute_docstrings"] = True  # read from the source, which takes a while: here alone
+
+from rose_hpc.config_environments import Environments, ListedEnvironment, Resources, Stage  # noqa: E402
+from rose_hpc.config_models import Check, Config, Loop, Merge, Pilot, Retention, Slurm  # noqa: E402
+from rose_hpc.config_sweep import ListedLearner, Sweep  # noqa: E402
 
 TABLES: list[tuple[str, str, Any, set[str]]] = [
     ("", "the top of the file", Config, set()),

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -37,12 +38,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """What pytest-xdist's processes are told by the one that starts them."""
+    node.workerinput["no_skip"] = NO_SKIP
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """With ROSE_HPC_NO_SKIP=1 a skipped test is a failed one, but for optional extras."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]  # pluggy's Result
-    if report.skipped and NO_SKIP and not hasattr(report, "wasxfail"):
+    no_skip = getattr(item.config, "workerinput", {}).get("no_skip", NO_SKIP)
+    if report.skipped and no_skip and not hasattr(report, "wasxfail"):
         reason = str(report.longrepr[2]).removeprefix("Skipped: ")
         if not reason.startswith(OPTIONAL):
             report.outcome = "failed"

@@ -37,6 +37,7 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
         process.wait()
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("part", "least"), [item for share in SHARES for item in share.items()])
 def test_nothing_is_lost(shares, part: str, least: int):
