@@ -187,6 +187,7 @@ def _attempt(
         avoid=place.avoid,
         cores=work.resources.cores,
         ranks=work.resources.ranks,
-        gpus=work.resources.gpus_per_rank * work.resources.ranks,
+        gpus=work.resources.gpus,
+        memory_gb=work.resources.mem_gb,
         seal=seal,
     )

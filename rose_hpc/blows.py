@@ -66,6 +66,11 @@ class Blow:
     survivable: bool = False
 
 
+def _kill_rank(processes: Processes) -> bool:
+    """An environment's command; where it is a function, the process in which functions are called."""
+    return processes.kill(b"ROSE_HPC_STAGE=collect") or processes.kill(b"rose_hpc.execution.host", but=b"--service")
+
+
 def _kill_steps(processes: Processes) -> bool:
     """End the steps of this Slurm job, as a lost node does; where there is no job, the supervisor."""
     job = os.environ.get("SLURM_JOB_ID")
@@ -91,10 +96,9 @@ def _kill_everything(processes: Processes) -> bool:
 
 
 _SUPERVISOR = b"rose_hpc.execution.rank"
-_A_RANK = b"ROSE_HPC_STAGE=collect"
 
 BLOWS = (
-    Blow("an environment's process is killed", "collect", lambda p: p.kill(_A_RANK), survivable=True),
+    Blow("an environment's process is killed", "collect", _kill_rank, survivable=True),
     Blow("the driver is killed while it collects", "collect", lambda p: p.signal(signal.SIGKILL)),
     Blow("the driver is killed after collecting", "merge", lambda p: p.signal(signal.SIGKILL)),
     Blow("preemption: TERM", "collect", lambda p: p.signal(signal.SIGTERM)),

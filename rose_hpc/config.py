@@ -211,8 +211,14 @@ def _dotted(key: Iterable[str | int]) -> str:
 def _names(argv: Sequence[str]) -> tuple[str, ...]:
     """The program of a command, and the script if the program is a Python interpreter that is given one."""
     program, *rest = argv
-    if _INTERPRETER.fullmatch(Path(program).name) and rest and rest[0].endswith(".py"):
-        return program, rest[0]
+    words = iter(rest if _INTERPRETER.fullmatch(Path(program).name) else ())
+    for word in words:
+        if word in ("-W", "-X"):
+            next(words, None)  # its value
+        elif not word.startswith("-"):
+            return (program, word) if word.endswith(".py") else (program,)
+        elif word.startswith("--") or {"c", "m"} & set(word):  # code or a module instead, perhaps
+            break
     return (program,)
 
 

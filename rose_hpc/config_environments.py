@@ -39,7 +39,7 @@ class Resources(Model):
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of each rank; a fraction shares one."""
     mem_gb_per_rank: Gigabytes | None = None
-    """Memory of each rank, GB; whatever the node gives if not set."""
+    """Memory of each rank, GB: as many run at once as the node has memory for; not counted if not set."""
 
 
 class Task(Resources):

@@ -57,7 +57,7 @@ class Loop(Model):
     max_iterations: Count | None = None
     """Iterations after which the run ends even if it has not converged; needed when there is no [check]."""
     max_concurrent: Count | None = None
-    """Ranks at once; as many as there are cores if not set."""
+    """Ranks at once, whatever they take; as many as there are cores and memory for if not set."""
     waves: bool = True
     """Whether environments may run one after another where not all fit at once; false refuses such a run."""
     local_policy_mb: Annotated[float, Field(ge=0)] | None = None

@@ -24,6 +24,7 @@ from rose_hpc.errors import EngineError, TaskError
 from rose_hpc.essence import damages, differences, essence
 from rose_hpc.journal import read_journal
 from rose_hpc.progress import STAGES, Progress
+from rose_hpc.report.words import count
 from rose_hpc.rundir import RunDir
 
 #: exit codes of a run that is at its end
@@ -135,7 +136,7 @@ class Drill:
                 f"the undisturbed run ended with exit code {code}: {words.removeprefix('rose-hpc: error: ')}",
                 hint=f"see {self.folder / name}.log; the drill needs a training that runs",
             )
-        self.say(f"{name}: {self.iterations} iterations in {time.monotonic() - began:.1f} s")
+        self.say(f"{name}: {count(self.iterations, 'iteration')} in {time.monotonic() - began:.1f} s")
         return run
 
     def _disturbed(self, report: Report) -> RunDir:

@@ -76,10 +76,12 @@ def changed(run: RunDir, sets: Sequence[str], max_iterations: int | None) -> tup
     Raises:
         ConfigError, UsageError: it would be another run.
     """
-    from rose_hpc.config import load_config
+    from rose_hpc.config import check_scripts, load_config
 
     before = load_config(run.config)
     config = load_config(run.config, sets=sets, max_iterations=max_iterations)
+    if config.base != before.base:
+        check_scripts(config)
     for what in ("name", "seed"):
         if getattr(config, what) != getattr(before, what):
             raise UsageError(f"a run keeps its {what}, {getattr(before, what)!r}", hint="start a new run with another")
@@ -164,11 +166,12 @@ async def _drive(
     run: RunDir, observers: Sequence[Observer], changes: Sequence[str], engine: str, known: Known | None
 ) -> int:
     from rose_hpc.config import load_config
-    from rose_hpc.cores import available_cores
     from rose_hpc.execution.select import choose_engine, config_resources, make_backend
+    from rose_hpc.machine import available_cores, available_memory_gb
+    from rose_hpc.room import Room, check_fits
     from rose_hpc.session import Session, clear_scratch
     from rose_hpc.settings import changes_of
-    from rose_hpc.workflow import check_fits, from_config
+    from rose_hpc.workflow import from_config
 
     signals.before_the_loop()
     config = load_config(run.config)
@@ -184,10 +187,10 @@ async def _drive(
         engine_name = choose_engine(engine)
         backend = make_backend(engine_name, config.loop.max_concurrent, config_resources(config))
         if engine_name == "embedded":
-            check_fits(workflow, available_cores())
+            check_fits(workflow, Room(available_cores(), memory_gb=available_memory_gb()))
         elif backend.shape is not None:
             nodes, cores = backend.shape
-            check_fits(workflow, cores, nodes)
+            check_fits(workflow, Room(cores, nodes))
         settings = config.model_dump(mode="json", by_alias=True, exclude_none=True)
         facts = {**run_facts(workflow, config.seed), **_learners(config), "settings": settings}
         session.begin(facts, changes_of(session, settings, changes), engine_name)

@@ -14,7 +14,7 @@ from rose_hpc.checkpoint import check_known
 from rose_hpc.disk import disk_use, in_words
 from rose_hpc.journal import Bookmark, scan_journal
 from rose_hpc.progress import Progress, badness
-from rose_hpc.report.words import parameters
+from rose_hpc.report.words import count, parameters
 from rose_hpc.rundir import RunDir
 from rose_hpc.slurm import view
 from rose_hpc.slurm.queue import NOT_ASKED, Queue, ask
@@ -210,7 +210,7 @@ def describe(facts: dict[str, Any]) -> str:
         + (f", now in {facts['stage']}" if facts["stage"] else ""),
         **({"best learner": _called(learners[best])} if learners and best is not None else {}),
         "reward": reward,
-        "experience": f"{facts['rows']:,} rows from {facts['environments']} environments"
+        "experience": f"{facts['rows']:,} rows from {count(facts['environments'], 'environment')}"
         + (" of each learner" if learners else "")
         + (f", {facts['nan_rewards']:,} rewards are NaN" if facts["nan_rewards"] else ""),
         "policy": facts["policy"] or "none yet",

@@ -39,6 +39,16 @@ class Resources:
         """Cores of all its ranks."""
         return self.ranks * self.cores_per_rank
 
+    @property
+    def gpus(self) -> float:
+        """GPUs of all its ranks."""
+        return self.ranks * self.gpus_per_rank
+
+    @property
+    def mem_gb(self) -> float:
+        """Memory of all its ranks, GB; 0 where it is not said."""
+        return self.ranks * (self.mem_gb_per_rank or 0.0)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -254,53 +264,3 @@ def from_config(config: Config, learner: Mapping[str, Any] | None = None) -> Wor
         patience=Patience(merge.min_environments, merge.deadline_s, merge.max_policy_lag, merge.max_misses),
         parameters=parameters,
     )
-
-
-def check_fits(workflow: Workflow, cores: int, nodes: int | None = None) -> None:
-    """Refuse work that could never start on ``nodes`` nodes of ``cores`` cores; None: on an embedded engine.
-
-    Raises:
-        UsageError: it names the work, with the arithmetic.
-    """
-    for name, work in workflow.works.items():
-        r = work.resources
-        if r.ranks > 1 and work.is_function:
-            raise UsageError(f"{name} asks for {r.ranks} ranks: a function runs in one", hint="make it a program")
-        if r.ranks > 1 and nodes is not None:
-            _check_ranks(name, r, cores, nodes)
-        elif r.ranks > 1:
-            raise UsageError(
-                f"{name} asks for {r.ranks} ranks: the embedded engine runs programs of one rank",
-                hint="start MPI in its command, with cores_per_rank for its cores, or use the pilot",
-            )
-        elif r.cores > cores and (workflow.max_concurrent is None or nodes is not None):
-            raise UsageError(
-                f"{name} asks for {r.ranks} x {r.cores_per_rank} = {r.cores} cores, and there are {cores}",
-                hint="lower its cores_per_rank, or "
-                + ("set loop.max_concurrent to share cores" if nodes is None else "ask for larger nodes"),
-            )
-
-    if not workflow.waves:
-        _check_waves(workflow, cores * (nodes or 1))
-
-
-def _check_waves(workflow: Workflow, cores: int) -> None:
-    """All environments at once, or not at all."""
-    needed = [e.work.resources.cores for e in workflow.environments]
-    if sum(needed) > cores:
-        each = f"{len(needed)} x {needed[0]}" if len(set(needed)) == 1 else " + ".join(map(str, needed[:20]))
-        raise UsageError(
-            f"{len(needed)} environments take {each} = {sum(needed)} cores at once, and there are {cores}",
-            hint="ask for more nodes, or let them run in waves (loop.waves = true)",
-        )
-
-
-def _check_ranks(name: str, r: Resources, cores: int, nodes: int) -> None:
-    """Ranks that one node cannot hold get whole nodes."""
-    each = cores // r.cores_per_rank
-    if r.ranks > each * nodes:
-        raise UsageError(
-            f"{name} asks for {r.ranks} ranks of {r.cores_per_rank} cores; {nodes} nodes of {cores} cores hold "
-            f"{nodes} x {each} = {nodes * each}",
-            hint="lower its ranks, or ask for more nodes",
-        )

@@ -12,6 +12,7 @@ import click
 from rose_hpc import rundir
 from rose_hpc.cli import options
 from rose_hpc.errors import UsageError
+from rose_hpc.report.words import count
 
 if TYPE_CHECKING:
     from rose_hpc.drill import Report
@@ -96,4 +97,4 @@ def _tell(report: Report) -> None:
     for line in report.lost:
         click.echo(f"lost: {line}")
     verdict = "nothing was lost" if report.ok else f"not all is well; see {report.folder}"
-    click.echo(f"{len(report.happened)} blows in {report.iterations} iterations: {verdict}")
+    click.echo(f"{count(len(report.happened), 'blow')} in {count(report.iterations, 'iteration')}: {verdict}")

@@ -11,11 +11,12 @@ import click
 
 from rose_hpc.cli import options
 from rose_hpc.named import Named
-from rose_hpc.report.words import parameters
-from rose_hpc.workflow import Work
+from rose_hpc.report.words import count, parameters
+from rose_hpc.workflow import Resources, Work
 
 if TYPE_CHECKING:
     from rose_hpc.config import Config
+    from rose_hpc.room import Room
 
 
 @click.command("plan")
@@ -39,15 +40,16 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
         ConfigError, UsageError: it cannot be done, and why.
     """
     from rose_hpc.config import check_scripts, load_config
-    from rose_hpc.cores import available_cores
-    from rose_hpc.workflow import check_fits, from_config
+    from rose_hpc.machine import available_cores, available_memory_gb
+    from rose_hpc.room import Room, check_fits
+    from rose_hpc.workflow import from_config
 
     config = load_config(path, sets=sets)
     check_scripts(config, path)
     workflow = from_config(config)
-    cores = available_cores()
-    check_fits(workflow, cores)
-    at_once = workflow.max_concurrent or max(1, cores // max(e.work.resources.cores for e in workflow.environments))
+    room = Room(available_cores(), memory_gb=available_memory_gb())
+    check_fits(workflow, room)
+    at_once = workflow.max_concurrent or min(_hold(room, e.work.resources) for e in workflow.environments)
     criterion = workflow.criterion
     stages: dict[str, Any] = {"update": _work(workflow.update)}
     if criterion is not None:
@@ -58,7 +60,8 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
         "folder": str(workflow.cwd),
         **_swept(config),
         "engine": "embedded",
-        "cores": cores,
+        "cores": room.cores,
+        "memory_gb": None if math.isinf(room.memory_gb) else round(room.memory_gb, 2),
         "at_once": min(at_once, len(workflow.environments)),
         "waves": math.ceil(len(workflow.environments) / at_once),
         "environments": [
@@ -67,6 +70,7 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
                 "parameters": dict(e.parameters),
                 **_work(e.work),
                 "cores": e.work.resources.cores,
+                "mem_gb": e.work.resources.mem_gb,
                 "shard": bool(e.shard),
             }
             for e in workflow.environments
@@ -82,6 +86,11 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
             "shards": workflow.retention.shards,
         },
     }
+
+
+def _hold(room: Room, each: Resources) -> int:
+    """How many tasks that take so much there is room for."""
+    return max(1, int(min(room.cores // each.cores, room.memory_gb // each.mem_gb if each.mem_gb else math.inf)))
 
 
 def _swept(config: Config) -> dict[str, Any]:
@@ -110,15 +119,15 @@ def describe(facts: dict[str, Any]) -> str:
     environments = facts["environments"]
     until = [facts["until"]] if facts["until"] else []
     if facts["max_iterations"]:
-        until.append(f"{facts['max_iterations']} iterations are done")
+        until.append(count(facts["max_iterations"], "iteration"))
     seed = "chosen when the run is made" if facts["seed"] is None else facts["seed"]
     lines = [
         f"{facts['name']} (seed {seed}), until {' or '.join(until)}",
         f"commands run in {facts['folder']}",
         *(_learners(facts["learners"], facts["unnamed"]) if facts["learners"] else ()),
         "",
-        f"1. collect: {len(environments)} environments, {facts['at_once']} at once on {facts['cores']} cores"
-        f" ({facts['waves']} wave{'s' if facts['waves'] > 1 else ''}){_patience(facts['patience'])}",
+        f"1. collect: {count(len(environments), 'environment')}, {facts['at_once']} at once on {_room(facts)}"
+        f" ({count(facts['waves'], 'wave')}){_patience(facts['patience'])}",
     ]
     lines += _few([f"     {_called(e)}: {e['shown']}{_limit(e)}" for e in environments])
     shards = any(e["shard"] or e["function"] for e in environments)
@@ -137,6 +146,12 @@ def describe(facts: dict[str, Any]) -> str:
         f"kept: policies {keep['policies']}, banks {keep['banks']}, shards {'yes' if keep['shards'] else 'no'}",
     ]
     return "\n".join(lines)
+
+
+def _room(facts: dict[str, Any]) -> str:
+    """The cores, and the memory where somebody asks for some."""
+    memory = f" and {facts['memory_gb']:.4g} GB" if any(e["mem_gb"] for e in facts["environments"]) else ""
+    return f"{count(facts['cores'], 'core')}{memory}"
 
 
 def _learners(learners: list[dict[str, Any]], unnamed: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
@@ -14,6 +15,7 @@ import click
 from rose_hpc import rundir
 from rose_hpc.cli import options
 from rose_hpc.errors import RoseHpcError, UsageError
+from rose_hpc.report.words import count
 from rose_hpc.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -131,11 +133,13 @@ def _of_config(request: Request) -> _Prepared:
 
 def _check_room(config: Config) -> None:
     """Refuse before submitting what the job's own size, where it is said, can never hold."""
-    from rose_hpc.workflow import check_fits, from_config
+    from rose_hpc.room import Room, check_fits
+    from rose_hpc.workflow import from_config
 
     slurm = config.slurm
-    if slurm.cpus_per_task is not None:
-        check_fits(from_config(config), slurm.cpus_per_task * (slurm.ntasks_per_node or 1), slurm.nodes)
+    cores = math.inf if slurm.cpus_per_task is None else slurm.cpus_per_task * (slurm.ntasks_per_node or 1)
+    gpus = math.inf if slurm.gpus_per_node is None else slurm.gpus_per_node
+    check_fits(from_config(config), Room(cores, slurm.nodes, slurm.mem_gb or math.inf, gpus))
 
 
 def _of_program(request: Request) -> _Prepared:
@@ -206,7 +210,7 @@ def show_submitted(run: RunDir, plan: Plan, submitted: list[JobRecord], *, as_js
         return
     for record in submitted:
         after = f", once job {record.after} has ended" if record.after else ""
-        nodes = "1 node" if record.nodes == 1 else f"{record.nodes} nodes"
+        nodes = count(record.nodes, "node")
         click.echo(f"submitted job {record.job}: {nodes}{after}")
     if sys.stdout.isatty():
         for verb in ("status", "watch", "logs", "cancel"):

@@ -9,6 +9,7 @@ processes; and at no time do more ranks run than there are cores.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
@@ -148,7 +149,9 @@ class AttemptBackend:
     def _plain_attempt(self, task: Mapping[str, Any]) -> Attempt:
         """A task that did not come from our loop: asyncflow used by itself."""
         options = task["task_backend_specific_kwargs"]
-        ranks, cores = (_whole(options, key, str(task["name"])) for key in ("ranks", "cores_per_rank"))
+        name = str(task["name"])
+        ranks, cores = (_whole(options, key, name) for key in ("ranks", "cores_per_rank"))
+        gpus, memory_gb = (_amount(options, key, name) for key in ("gpus_per_rank", "mem_gb_per_rank"))
         argv = () if task.get("function") else (task["executable"], *task.get("arguments", ()))
         if ranks > 1 and argv:
             argv = (sys.executable, "-I", "-S", str(Path(__file__).with_name("pilot_ranks.py")), str(ranks), *argv)
@@ -161,6 +164,8 @@ class AttemptBackend:
             env={**thread_limits(cores), **{str(k): str(v) for k, v in (options.get("environment") or {}).items()}},
             log=str(Path(self._work_dir, f"{task['uid']}.log")),
             cores=ranks * cores,
+            gpus=ranks * gpus,
+            memory_gb=ranks * memory_gb,
         )
 
     async def cancel_task(self, uid: str) -> bool:
@@ -207,6 +212,13 @@ def _whole(options: Mapping[str, Any], key: str, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UsageError(f"task {name!r} has {key}={value!r}", hint="it must be a whole number, at least 1")
     return value
+
+
+def _amount(options: Mapping[str, Any], key: str, name: str) -> float:
+    value = options.get(key) or 0.0
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise UsageError(f"task {name!r} has {key}={value!r}", hint="it must be a number, at least 0")
+    return float(value)
 
 
 def _report(task: dict[str, Any], outcome: Outcome, value: bytes, attempt: Attempt) -> str:

@@ -20,12 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rose_hpc.cores import available_cores
 from rose_hpc.errors import EngineError
 from rose_hpc.execution.attempt import Attempt, Outcome, shard_attributes
 from rose_hpc.execution.child import GRACE_S, python_argv
 from rose_hpc.execution.ensemble import Ensemble
 from rose_hpc.execution.frames import MOST_BYTES
+from rose_hpc.machine import available_cores
 from rose_hpc.refusals import words_of
 
 if TYPE_CHECKING:

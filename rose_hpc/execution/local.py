@@ -11,13 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from rose_hpc.cores import available_cores
 from rose_hpc.errors import EngineError
 from rose_hpc.execution.attempt import Attempt
 from rose_hpc.execution.backend import AttemptBackend
 from rose_hpc.execution.child import GRACE_S, python_argv
 from rose_hpc.execution.client import Answer, Client, OnStart
 from rose_hpc.execution.frames import Unpacker
+from rose_hpc.machine import available_cores, available_memory_gb
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class EmbeddedExecutionBackend(AttemptBackend):
             await supervisor.close()
             raise
         if not supervisor.gone.is_set():
-            self.pool.add(supervisor, available_cores())
+            self.pool.add(supervisor, available_cores(), memory_gb=available_memory_gb())
 
     def _died(self) -> None:
         """It was killed, perhaps because there was no memory left: another takes its place."""

@@ -16,11 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from rose_hpc.cores import available_cores
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.child import python_argv
 from rose_hpc.execution.engine import Engine
 from rose_hpc.experience.workers import default_workers
+from rose_hpc.machine import available_cores
 
 #: file systems whose clients write by the page: two nodes that write to one page may lose what one of them wrote
 _BY_THE_PAGE = {"nfs", "nfs4", "cifs", "smb3"}

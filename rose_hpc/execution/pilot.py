@@ -129,7 +129,7 @@ class RadicalExecutionBackend(AttemptBackend):
             raise self.pool.failure
 
     def _joined(self, client: RemoteClient) -> None:
-        self.pool.add(client, client.cores, client.gpus)
+        self.pool.add(client, client.cores, client.gpus, client.memory_gb)
         log.info("the supervisor on %s has joined, with %d cores", client.node, client.cores)
         if self._hub is not None and len(self._hub.clients) >= max(1, self._pilot.nodes):
             self._everyone.set()

@@ -45,9 +45,10 @@ class Pool:
         """Of all nodes."""
         return sum(self.slots.total.values())
 
-    def add(self, client: Client, cores: int, gpus: Sequence[str] | None = None) -> None:
-        """A supervisor joins; ``gpus``: the ids of its GPUs, None where nobody knows."""
-        self.slots.add(client, self.max_concurrent or cores, gpus)
+    def add(self, client: Client, cores: int, gpus: Sequence[str] | None = None, memory_gb: float = math.inf) -> None:
+        """A supervisor joins; ``gpus``: the ids of its GPUs, None where nobody knows; ``memory_gb``: of its node."""
+        memory_mb = memory_gb if memory_gb == math.inf else int(memory_gb * 1024)
+        self.slots.add(client, self.max_concurrent or cores, gpus, memory_mb)
 
     def remove(self, client: Client) -> None:
         """A supervisor is gone."""
@@ -62,8 +63,9 @@ class Pool:
         """Carry out an attempt when and where its cores are free."""
         if self.failure is not None:
             raise self.failure
-        request = _ONE if self.max_concurrent else plan_request(attempt, self.slots.total.values())
-        if attempt.brief and request.nodes == 1 and not request.gpus and not request.avoid:
+        slots = self.slots
+        request = _ONE if self.max_concurrent else plan_request(attempt, slots.total.values(), slots.memory_mb.values())
+        if attempt.brief and request.is_cores_alone and not request.avoid:
             answer = await self._in_lane(request, attempt, payload, on_start)
             if answer[0].reason != SENT_BACK:
                 return answer
@@ -86,24 +88,31 @@ class Pool:
             lanes.leave(lane)
 
 
-def plan_request(attempt: Attempt, nodes: Collection[int]) -> Request:
-    """What an attempt takes of nodes with so many cores: a part of one, or, for ranks that one cannot hold, whole ones.
+def plan_request(attempt: Attempt, nodes: Collection[int], memory_mb: Collection[float] = ()) -> Request:
+    """What an attempt takes of nodes with so many cores and so much memory (not counted where it is not given).
 
-    Ranks over several nodes are spread evenly: ``ceil(ranks / nodes)`` on each, the last having fewer.
+    That is a part of one, or, for ranks that one cannot hold, whole ones. Ranks over several nodes are spread evenly:
+    ``ceil(ranks / nodes)`` on each, the last having fewer.
     """
-    one_node = _one_node(attempt.cores, attempt.gpus, tuple(attempt.avoid))
+    one_node = _one_node(attempt.cores, attempt.gpus, tuple(attempt.avoid), attempt.memory_gb)
     if attempt.ranks == 1:
         return one_node
-    least, most, each = min(nodes, default=0), max(nodes, default=0), attempt.cores // attempt.ranks
-    if attempt.cores <= most or not 0 < each <= least:
+    each, each_mb = attempt.cores // attempt.ranks, attempt.memory_gb * 1024 / attempt.ranks
+    if attempt.cores <= max(nodes, default=0) and one_node.memory_mb <= max(memory_mb, default=math.inf):
         return one_node
-    count = math.ceil(attempt.ranks / (least // each))
-    return Request(math.ceil(attempt.ranks / count) * each, count, avoid=one_node.avoid)
+    on_one = min(nodes, default=0) // each if each else 0
+    if each_mb:
+        on_one = int(min(on_one, min(memory_mb, default=math.inf) // each_mb))
+    if not on_one:
+        return one_node
+    count = math.ceil(attempt.ranks / on_one)
+    ranks = math.ceil(attempt.ranks / count)
+    return Request(ranks * each, count, avoid=one_node.avoid, memory_mb=math.ceil(ranks * each_mb))
 
 
 @lru_cache  # a thousand attempts ask for the same
-def _one_node(cores: int, gpus: float, avoid: tuple[str, ...]) -> Request:
-    return Request(cores, gpus=gpus, avoid=frozenset(avoid))
+def _one_node(cores: int, gpus: float, avoid: tuple[str, ...], memory_gb: float) -> Request:
+    return Request(cores, gpus=gpus, avoid=frozenset(avoid), memory_mb=math.ceil(memory_gb * 1024))
 
 
 def _placed(attempt: Attempt, grant: Grant, clients: Sequence[Client]) -> Attempt:

@@ -20,6 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 from rose_hpc.execution.frames import Frame, pack, unpack
 from rose_hpc.execution.supervisor import Supervisor
 from rose_hpc.execution.telling import Telling
+from rose_hpc.machine import available_memory_gb
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,13 @@ class Link:
         self.broken_at: float | None = None
         self._context = zmq.Context()
         self._identity = f"{node}.{os.getpid()}.{uuid.uuid4().hex[:8]}".encode()
-        join = {"op": "join", "node": node, "cores": self.facts["cores_per_node"], "gpus": visible_gpus(os.environ)}
+        join = {
+            "op": "join",
+            "node": node,
+            "cores": self.facts["cores_per_node"],
+            "gpus": visible_gpus(os.environ),
+            "memory_gb": available_memory_gb(),
+        }
         for endpoint in filter(_answers, self.facts["endpoints"]):
             self._open(endpoint)
             self.send(pack(join))

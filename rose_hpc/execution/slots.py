@@ -1,4 +1,4 @@
-"""Cores and GPUs by node, given out in the order they were asked for: the pure core of :mod:`rose_hpc.execution.pool`.
+"""Cores, GPUs and memory by node, given out in the order of asking: the pure core of :mod:`rose_hpc.execution.pool`.
 
 Each request goes to the node with the fewest free cores that are enough for it, so that wide ones find room. Nobody
 overtakes: who waits at the head for a whole node gets it as soon as it is empty.
@@ -19,7 +19,7 @@ from rose_hpc.errors import UsageError
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: ``cores`` and ``gpus`` on each of ``nodes``, which are whole ones if they are several.
+    """What is asked for on each of ``nodes``, which are whole ones if they are several; ``memory_mb`` 0: not said.
 
     Nodes whose names are in ``avoid`` are not given while there are enough others that could be.
     """
@@ -28,16 +28,23 @@ class Request:
     nodes: int = 1
     gpus: float = 0.0
     avoid: frozenset[str] = frozenset()
+    memory_mb: int = 0  # whole numbers: what is given back is all there again
+
+    @property
+    def is_cores_alone(self) -> bool:
+        """Whether cores of one node are all that it asks for."""
+        return self.nodes == 1 and not self.gpus and not self.memory_mb
 
 
 @dataclass(frozen=True)
 class Grant:
-    """What was given: the nodes, the cores on each, and the ids of the GPUs with the share of each."""
+    """What was given: the nodes, cores and memory on each, and the ids of the GPUs with the share of each."""
 
     nodes: tuple[Hashable, ...]
     cores: int
     gpus: tuple[str, ...] = ()
     share: float = 0.0
+    memory_mb: int = 0
 
 
 class Gpus:
@@ -79,6 +86,8 @@ class Slots:
     def __init__(self) -> None:
         self.free: dict[Hashable, int] = {}
         self.total: dict[Hashable, int] = {}
+        self.memory_mb: dict[Hashable, float] = {}  # of each node; infinite where nobody knows
+        self._free_mb: dict[Hashable, float] = {}
         self._gpus: dict[Hashable, Gpus | None] = {}
         self._most = 0  # cores of the largest node
         self._keys: dict[Hashable, tuple[str, int]] = {}  # each node's name, and a number where names are alike
@@ -86,10 +95,11 @@ class Slots:
         self._numbers = itertools.count()
         self._waiting: deque[tuple[Request, asyncio.Future[Grant]]] = deque()
 
-    def add(self, node: Hashable, cores: int, gpus: Sequence[str] | None = None) -> None:
+    def add(self, node: Hashable, cores: int, gpus: Sequence[str] | None = None, memory_mb: float = math.inf) -> None:
         """A node joins; ``gpus`` None: nobody knows its GPUs, so they are not counted."""
         self.remove(node)
         self.free[node] = self.total[node] = cores
+        self.memory_mb[node] = self._free_mb[node] = memory_mb
         self._gpus[node] = None if gpus is None else Gpus(gpus)
         self._most = max(self._most, cores)
         self._keys[node] = (str(node), next(self._numbers))
@@ -104,7 +114,7 @@ class Slots:
         if node not in self.free:
             return
         del self._order[bisect.bisect_left(self._order, self._place(node))]
-        for known in (self.free, self.total, self._gpus, self._keys):
+        for known in (self.free, self.total, self.memory_mb, self._free_mb, self._gpus, self._keys):
             del known[node]
         self._most = max(self.total.values(), default=0)
         for request, turn in self._waiting:
@@ -163,6 +173,7 @@ class Slots:
             del self._order[bisect.bisect_left(self._order, self._place(node))]
             self.free[node] += sign * (grant.cores if len(grant.nodes) == 1 else self.total[node])
             bisect.insort(self._order, self._place(node))
+            self._free_mb[node] += sign * grant.memory_mb
             if grant.gpus and (gpus := self._gpus[node]) is not None:
                 gpus.change(grant.gpus, sign * grant.share)
 
@@ -186,30 +197,35 @@ class Slots:
             idle = [
                 (name, number, node)
                 for free, name, number, node in self._order
-                if free == self.total[node] >= request.cores and node not in avoided
+                if free == self.total[node] >= request.cores
+                and self._free_mb[node] >= request.memory_mb
+                and node not in avoided
             ]
             nodes = tuple(node for *_, node in sorted(idle)[: request.nodes])
-            return Grant(nodes, request.cores) if len(nodes) == request.nodes else None
+            return Grant(nodes, request.cores, memory_mb=request.memory_mb) if len(nodes) == request.nodes else None
         for index in range(bisect.bisect_left(self._order, (request.cores,)), len(self._order)):
             node = self._order[index][-1]
             gpus = self._gpus[node]
             chosen = ((), 0.0) if gpus is None else gpus.choose(request.gpus)
-            if chosen is not None and node not in avoided:
-                return Grant((node,), request.cores, *chosen)
+            if chosen is not None and self._free_mb[node] >= request.memory_mb and node not in avoided:
+                return Grant((node,), request.cores, *chosen, request.memory_mb)
         return None
 
     def _possible(self, request: Request) -> bool:
         """Whether it would fit if nothing else ran."""
-        if request.nodes == 1 and not request.gpus:
+        if request.is_cores_alone:
             return request.cores <= self._most
         return len(self._able(request)) >= request.nodes
 
     def _able(self, request: Request) -> list[Hashable]:
         """The nodes that could hold a part of it."""
-        able = [node for node, total in self.total.items() if total >= request.cores]
+        able = [n for n, total in self.total.items() if total >= request.cores and self._has_memory(n, request)]
         if request.nodes == 1 and request.gpus:
             able = [n for n in able if (g := self._gpus[n]) is None or len(g.free) >= request.gpus]
         return able
+
+    def _has_memory(self, node: Hashable, request: Request) -> bool:
+        return self.memory_mb[node] >= request.memory_mb
 
     def _avoided(self, request: Request) -> Collection[Hashable]:
         """The nodes it is not to have; none where there are not enough without them."""
@@ -219,6 +235,13 @@ class Slots:
 
     def _never(self, request: Request) -> UsageError:
         most = max(self.total.values(), default=0)
+        memory_mb = max(self.memory_mb.values(), default=0)
+        if request.memory_mb > memory_mb:
+            return UsageError(
+                f"a task asks for {request.memory_mb / 1024:.4g} GB of memory on one node, and no node has more than "
+                f"{memory_mb / 1024:.4g}",
+                hint="lower its mem_gb_per_rank, or ask for nodes with more (slurm.mem_gb)",
+            )
         if request.nodes > 1:
             return UsageError(
                 f"a task asks for {request.nodes} nodes of {request.cores} cores, and there are {len(self.total)}, the "
@@ -227,9 +250,10 @@ class Slots:
             )
         if request.cores <= most:
             gpus = max((len(g.free) for g in self._gpus.values() if g is not None), default=0)
+            memory = f", {request.memory_mb / 1024:.4g} GB of memory" if request.memory_mb else ""
             return UsageError(
-                f"a task asks for {request.cores} cores and {request.gpus:g} GPUs on one node, and no node has both "
-                f"({gpus} GPUs at most)",
+                f"a task asks for {request.cores} cores{memory} and {request.gpus:g} GPUs on one node, and no node has "
+                f"all of it ({gpus} GPUs at most)",
                 hint="lower its gpus_per_rank, or ask for nodes with GPUs",
             )
         return UsageError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rose_hpc.progress import Progress
-from rose_hpc.report.words import parameters
+from rose_hpc.report.words import count, parameters
 
 _MB = 1e6
 
@@ -73,7 +73,7 @@ class Lines:
                 missing = ", ".join(f"{name} ({why})" for name, why in record["missing"].items())
                 return f"iteration {record['iteration']}: goes on without {missing}"
             case "rank" if "lag" in record:
-                late = "1 iteration" if record["lag"] == 1 else f"{record['lag']} iterations"
+                late = count(record["lag"], "iteration")
                 return f"iteration {record['iteration']}: {record['environment']} is here, {late} late"
             case "discarded":
                 text = f"iteration {record['iteration']}: {record['environment']} is discarded"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rose_hpc.progress import Progress
+from rose_hpc.report.words import count
 from rose_hpc.rundir import RunDir
 from rose_hpc.slurm.chain import held
 from rose_hpc.slurm.queue import Job, Queue
@@ -93,7 +94,7 @@ def describe_job(facts: Mapping[str, Any]) -> str:
     """A job in one line."""
     if facts["state"] is None:
         return str(facts["job"] or "not numbered yet")
-    nodes = "1 node" if facts["nodes"] == 1 else f"{facts['nodes']} nodes"
+    nodes = count(facts["nodes"], "node")
     text = f"{facts['job']}: {facts['state']}{_in_brackets(facts['reason'])}, {nodes}"
     if facts["left_s"] is not None and facts["state"] == "RUNNING":
         text += f" ({facts['node_list']}), {_clock(facts['left_s'])} left"

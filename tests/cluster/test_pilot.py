@@ -74,6 +74,8 @@ ASK = """
         facts["shapes"] = await asyncio.gather(
             *[run(f"d{cores}.{i}", "true", cores=cores) for i in range(3) for cores in (4, 1, 2)]
         )
+        alone = "mkdir alone.$SLURMD_NODENAME && sleep 0.3 && rmdir alone.$SLURMD_NODENAME"
+        facts["memory"] = await asyncio.gather(*[run(f"m{i}", alone, memory_gb=0.5) for i in range(6)])
         tell = "echo $SLURM_PROCID $SLURMD_NODENAME $SLURM_NTASKS"
         facts["program"] = await run("e", tell, ranks=6, cores=12)
         facts["program_beside"] = await asyncio.gather(
@@ -225,6 +227,11 @@ class TestOnePilot:
     def test_ranks_of_different_shapes_run_side_by_side(self, facts):
         """Ranks of one, two and four cores share the nodes."""
         assert [ok for ok, *_ in facts["shapes"]] == [True] * 9
+
+    def test_a_node_holds_what_the_job_has_memory_for(self, facts):
+        """Ranks that take more than half of a node's memory, as the job asked for it, have the node for themselves."""
+        assert [ok for ok, *_ in facts["memory"]] == [True] * 6, facts["memory"]
+        assert len({node for _, node, *_ in facts["memory"]}) == 3
 
     def test_a_program_of_several_ranks_gets_whole_nodes(self, facts):
         """Six ranks of two cores are one step over all three nodes, two on each, each with its own number."""

@@ -63,6 +63,26 @@ def test_scripts_without_a_seed_are_not_blamed_on_us(folder: Path) -> None:
     assert "do they take ROSE_HPC_SEED" in done.stdout
 
 
+def test_functions_are_struck_where_they_are_called(folder: Path) -> None:
+    """Of environments that are functions, the process is killed in which one is called; the driver goes on."""
+    config = """
+        seed = 1
+        environments = {function = "functions:environment", retries = 2, grid.number = [1, 2, 3, 4]}
+        update = {function = "functions:update"}
+        loop.max_iterations = 1
+    """
+    projects.write_project(folder, config=config)
+    (folder / "functions.py").write_text(
+        "import time\n"
+        "def environment(number):\n    time.sleep(number / 8)\n    return number\n"
+        "def update(*numbers):\n    return sum(numbers)\n"
+    )
+    done = projects.rose_hpc("drill", "config.toml", "--iterations", 1, "--json", timeout=170)
+    assert done.returncode == 0, done.stderr
+    first = json.loads(done.stdout)["happened"][0]
+    assert (first["blow"], first["exit_code"]) == ("an environment's process is killed", None)
+
+
 @pytest.mark.parametrize(
     ("files", "words", "code"),
     [

@@ -241,12 +241,15 @@ def test_a_refused_change_is_not_written(folder: Path) -> None:
     """What would make another run of it is refused before anything is written: the run goes on as it was."""
     config = projects.write_project(folder, **projects.LIGHT)
     assert projects.rose_hpc("run", config, "--run-dir", "r", "--max-iterations", 1).returncode in (0, 3)
+    (folder / "empty").mkdir()
     before = (folder / "r/config.toml").read_bytes()
     for change, words in {
         "seed=99": "a run keeps its seed",
         "name=other": "a run keeps its name",
         "environments.grid.x=[7,8]": "a run keeps its environments",
         "merge.window=0": "merge.window",
+        "base=nowhere": "there is no folder",
+        f"base={folder / 'empty'}": "no script 'environment.py'",
     }.items():
         done = projects.rose_hpc("resume", "r", "--set", change)
         assert done.returncode == 2, change

@@ -236,12 +236,18 @@ def test_a_refused_run_leaves_nothing_behind(slurm, folder):
     assert not (folder / "r").exists()
 
 
+def sets(*changes: str) -> list[str]:
+    return [word for change in changes for word in ("--set", change)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["config.toml", "--run-dir", "a\nb"], "newline in its path"),
         (["config.toml", "--run-dir", "a\\b"], "backslash in its path"),
         (["config.toml", "--set", "slurm.walltime_min=soon"], "slurm.walltime_min: must be a number"),
+        (["config.toml", *sets("slurm.mem_gb=8", "update.mem_gb_per_rank=9")], "9 GB of memory, and there are 8 on a"),
+        (["config.toml", *sets("slurm.gpus_per_node=1", "update.gpus_per_rank=2")], "2 GPUs, and there are 1 on a"),
         (["config.toml", "extra"], "unexpected argument 'extra'"),
         (["config.toml", "--config", "frontir"], "no site profile 'frontir'"),
         (["train.py"], "train.py: no such file"),

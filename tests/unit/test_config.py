@@ -341,6 +341,16 @@ def test_missing_script_is_named_with_a_suggestion(load, tmp_path):
     check_scripts(config, tmp_path / "c.toml")
 
 
+@pytest.mark.parametrize("options", ["-u", "-S -E", "-W error", "-X dev -Wignore"])
+def test_a_missing_script_is_found_behind_options(load, options):
+    """An interpreter's own options do not hide the script; a module, or code, is none."""
+    with pytest.raises(ConfigError, match=r"environments\.command: no script 'environment\.py'"):
+        check_scripts(load(GOOD.replace("{python} environment.py", f"{{python}} {options} environment.py")))
+    nothing = GOOD.replace("{python} environment.py", f"{{python}} {options} -c pass gone.py {{epsilon}}")
+    with pytest.raises(ConfigError, match=r"update\.command: no script"):
+        check_scripts(load(nothing))
+
+
 def test_a_missing_folder_is_named(load, tmp_path):
     """Where tasks would run must be there, also for functions, whose module may be installed elsewhere."""
     with pytest.raises(ConfigError, match=f"base: there is no folder {tmp_path}/away; it is where tasks run"):

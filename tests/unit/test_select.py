@@ -306,6 +306,16 @@ def test_ranks_are_spread_over_whole_nodes(ranks, cores, nodes, request_):
     assert plan_request(Attempt(id="a", kind="command", ranks=ranks, cores=cores), nodes) == request_
 
 
+def test_ranks_are_spread_by_their_memory_too():
+    """Ranks for whose memory one node is too small take as many as have it; memory that nobody knows is not counted."""
+    attempt = Attempt(id="a", kind="command", ranks=6, cores=6, memory_gb=60.0)
+    assert plan_request(attempt, [8, 8, 8], [32_000, 32_000, 64_000]) == Request(6, memory_mb=61_440)
+    assert plan_request(attempt, [8, 8, 8], [32_000, 32_000, 32_000]) == Request(3, 2, memory_mb=30_720)
+    assert plan_request(attempt, [2, 8, 8], [32_000, 32_000, 32_000]) == Request(2, 3, memory_mb=20_480)
+    assert plan_request(attempt, [8, 8]) == Request(6, memory_mb=61_440)
+    assert plan_request(attempt, [8, 8], [8_000, 8_000]) == Request(6, memory_mb=61_440)  # refused by who looks for it
+
+
 def test_gpus_are_chosen_where_they_fit_best():
     """Whole GPUs are whole; shares go to the fullest that has room; what is given back is there again."""
     gpus = Gpus(["a", "b"])

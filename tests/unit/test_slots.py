@@ -237,3 +237,45 @@ def test_a_node_that_is_avoided_is_given_only_where_there_is_no_other():
         assert (await slots.take(Request(1, avoid=frozenset({"bad"})))).nodes == ("bad",)
 
     asyncio.run(main())
+
+
+def test_memory_is_given_out_as_cores_are():
+    """Who asks for memory waits until a node has it free, whatever cores it has; more than any has is refused."""
+
+    async def main():
+        slots = Slots()
+        slots.add("large", 4, memory_mb=16384)
+        slots.add("unknown", 1)
+        first = await slots.take(Request(1, memory_mb=10240))
+        assert first.nodes == ("unknown",)  # the fewest free cores; nobody knows its memory
+        second = await slots.take(Request(1, memory_mb=10240))
+        assert (second.nodes, second.memory_mb) == (("large",), 10240)
+        waiting = asyncio.create_task(slots.take(Request(1, memory_mb=10240)))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        slots.give(second)
+        assert (await waiting).nodes == ("large",)
+        slots.remove("unknown")
+        with pytest.raises(UsageError, match=r"17 GB of memory on one node, and no node has more than 16;"):
+            await slots.take(Request(1, memory_mb=17 * 1024))
+        slots.give(await waiting)
+        assert (await slots.take(Request(1, nodes=1, memory_mb=16384))).nodes == ("large",)
+
+    asyncio.run(main())
+
+
+def test_whole_nodes_have_the_memory_that_is_asked_of_each():
+    """Several nodes are given only if each has its cores, and its memory, free."""
+
+    async def main():
+        slots = Slots()
+        for name, memory_mb in (("a", 8), ("b", 16), ("c", 16)):
+            slots.add(name, 2, memory_mb=memory_mb)
+        grant = await slots.take(Request(2, nodes=2, memory_mb=12))
+        assert grant.nodes == ("b", "c")
+        slots.give(grant)
+        assert (await slots.take(Request(2, nodes=3, memory_mb=8))).nodes == ("a", "b", "c")
+        with pytest.raises(UsageError, match="asks for 3 nodes of 2 cores"):
+            await slots.take(Request(2, nodes=3, memory_mb=9))
+
+    asyncio.run(main())

@@ -13,10 +13,8 @@ from rose_hpc.named import takes
 from rose_hpc.workflow import (
     Criterion,
     Environment,
-    Resources,
     Work,
     Workflow,
-    check_fits,
     check_name,
     from_config,
 )
@@ -80,17 +78,6 @@ def test_a_criterion_compares_as_it_says(operator, below, at, above):
     criterion = Criterion(WORK, "custom", operator, 2.0)
     assert [criterion.met(value) for value in (1.9, 2.0, 2.1)] == [bool(below), bool(at), bool(above)]
     assert not criterion.met(float("nan"))
-
-
-def test_work_that_could_never_start_is_refused():
-    """More cores than there are, or several ranks, are refused before anything runs, with the arithmetic."""
-    wide = Work(argv=("true",), resources=Resources(cores_per_rank=3))
-    with pytest.raises(UsageError, match="update asks for 1 x 3 = 3 cores, and there are 2"):
-        check_fits(workflow("a", update=wide), 2)
-    check_fits(workflow("a", update=wide), 3)
-    check_fits(workflow("a", update=wide, max_concurrent=1), 2)
-    with pytest.raises(UsageError, match="environment a asks for 2 ranks"):
-        check_fits(workflow("a", work=Work(argv=("true",), resources=Resources(ranks=2))), 8)
 
 
 def test_functions_that_cannot_take_their_values_are_known():
@@ -157,13 +144,3 @@ def test_a_configuration_fills_the_same_workflow(tmp_path):
     assert [e.shard for e in flow.environments] == [None, None]
     assert (flow.cwd, flow.window, flow.retention.policies, flow.update.resources.cores) == (tmp_path, 4, 2, 2)
     assert (flow.criterion.metric, flow.criterion.operator, flow.criterion.threshold) == ("MODEL_REWARD", ">", 7)
-
-
-def test_more_environments_than_fit_are_refused_where_waves_are_off():
-    """With ``loop.waves = false`` the arithmetic is shown, whether environments are alike or not."""
-    names = ("a", "b", "c", "d", "e")
-    with pytest.raises(UsageError, match=r"5 environments take 5 x 1 = 5 cores at once, and there are 4"):
-        check_fits(workflow(*names, waves=False), 2, nodes=2)
-    check_fits(workflow(*names, waves=False), 2, nodes=3)
-    check_fits(workflow(*names, waves=False), 5)
-    check_fits(workflow(*names), 2, nodes=2)
