@@ -43,7 +43,7 @@ def stand_in(keys: Path, nodes: int) -> None:
         link.curve_serverkey = facts["server"].encode()
         link.curve_publickey, link.curve_secretkey = facts["public"].encode(), facts["secret"].encode()
         link.connect(facts["endpoints"][-1])
-        link.send(pack({"op": "join", "node": f"n{number}", "cores": CORES, "gpus": []}))
+        link.send(pack({"op": "join", "node": f"n{number}", "cores": CORES, "gpus": [], "memory_mb": 2**20}))
         poller.register(link, zmq.POLLIN)
     while True:
         if os.getppid() == 1:

@@ -188,6 +188,6 @@ def _attempt(
         cores=work.resources.cores,
         ranks=work.resources.ranks,
         gpus=work.resources.gpus,
-        memory_gb=work.resources.mem_gb,
+        memory_mb=work.resources.mem_mb,
         seal=seal,
     )

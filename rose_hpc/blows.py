@@ -67,8 +67,9 @@ class Blow:
 
 
 def _kill_rank(processes: Processes) -> bool:
-    """An environment's command; where it is a function, the process in which functions are called."""
-    return processes.kill(b"ROSE_HPC_STAGE=collect") or processes.kill(b"rose_hpc.execution.host", but=b"--service")
+    """An environment's command; where they are functions, all processes in which functions are called."""
+    hosts = b"rose_hpc.execution.host"
+    return processes.kill(b"ROSE_HPC_STAGE=collect") or processes.kill(hosts, but=b"--service", only_one=False)
 
 
 def _kill_steps(processes: Processes) -> bool:

@@ -213,11 +213,11 @@ def _names(argv: Sequence[str]) -> tuple[str, ...]:
     program, *rest = argv
     words = iter(rest if _INTERPRETER.fullmatch(Path(program).name) else ())
     for word in words:
-        if word in ("-W", "-X"):
-            next(words, None)  # its value
+        if word[:2] in ("-W", "-X"):
+            _ = next(words, None) if len(word) == 2 else None  # its value
         elif not word.startswith("-"):
             return (program, word) if word.endswith(".py") else (program,)
-        elif word.startswith("--") or {"c", "m"} & set(word):  # code or a module instead, perhaps
+        elif word == "-" or word.startswith("--") or {"c", "m"} & set(word):  # no script, perhaps
             break
     return (program,)
 

@@ -165,9 +165,9 @@ def collect_seldom() -> None:
 async def _drive(
     run: RunDir, observers: Sequence[Observer], changes: Sequence[str], engine: str, known: Known | None
 ) -> int:
+    from rose_hpc import machine
     from rose_hpc.config import load_config
     from rose_hpc.execution.select import choose_engine, config_resources, make_backend
-    from rose_hpc.machine import available_cores, available_memory_gb
     from rose_hpc.room import Room, check_fits
     from rose_hpc.session import Session, clear_scratch
     from rose_hpc.settings import changes_of
@@ -187,10 +187,10 @@ async def _drive(
         engine_name = choose_engine(engine)
         backend = make_backend(engine_name, config.loop.max_concurrent, config_resources(config))
         if engine_name == "embedded":
-            check_fits(workflow, Room(available_cores(), memory_gb=available_memory_gb()))
+            check_fits(workflow, Room(machine.available()))
         elif backend.shape is not None:
             nodes, cores = backend.shape
-            check_fits(workflow, Room(cores, nodes))
+            check_fits(workflow, Room(machine.Shape(cores, backend.memory_mb), nodes))
         settings = config.model_dump(mode="json", by_alias=True, exclude_none=True)
         facts = {**run_facts(workflow, config.seed), **_learners(config), "settings": settings}
         session.begin(facts, changes_of(session, settings, changes), engine_name)

@@ -45,9 +45,14 @@ class Resources:
         return self.ranks * self.gpus_per_rank
 
     @property
-    def mem_gb(self) -> float:
-        """Memory of all its ranks, GB; 0 where it is not said."""
-        return self.ranks * (self.mem_gb_per_rank or 0.0)
+    def mem_mb_per_rank(self) -> int:
+        """Memory of a rank, whole MB; 0 where it is not said."""
+        return int((self.mem_gb_per_rank or 0.0) * 1024)
+
+    @property
+    def mem_mb(self) -> int:
+        """Memory of all its ranks."""
+        return self.ranks * self.mem_mb_per_rank
 
 
 @dataclass(frozen=True)

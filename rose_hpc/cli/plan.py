@@ -12,11 +12,10 @@ import click
 from rose_hpc.cli import options
 from rose_hpc.named import Named
 from rose_hpc.report.words import count, parameters
-from rose_hpc.workflow import Resources, Work
+from rose_hpc.workflow import Work
 
 if TYPE_CHECKING:
     from rose_hpc.config import Config
-    from rose_hpc.room import Room
 
 
 @click.command("plan")
@@ -39,17 +38,17 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         ConfigError, UsageError: it cannot be done, and why.
     """
+    from rose_hpc import machine
     from rose_hpc.config import check_scripts, load_config
-    from rose_hpc.machine import available_cores, available_memory_gb
-    from rose_hpc.room import Room, check_fits
+    from rose_hpc.room import Room, check_fits, rank_shape
     from rose_hpc.workflow import from_config
 
     config = load_config(path, sets=sets)
     check_scripts(config, path)
     workflow = from_config(config)
-    room = Room(available_cores(), memory_gb=available_memory_gb())
-    check_fits(workflow, room)
-    at_once = workflow.max_concurrent or min(_hold(room, e.work.resources) for e in workflow.environments)
+    here = machine.available()
+    check_fits(workflow, Room(here))
+    at_once = workflow.max_concurrent or min(here.holds(rank_shape(e.work.resources)) for e in workflow.environments)
     criterion = workflow.criterion
     stages: dict[str, Any] = {"update": _work(workflow.update)}
     if criterion is not None:
@@ -60,8 +59,8 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
         "folder": str(workflow.cwd),
         **_swept(config),
         "engine": "embedded",
-        "cores": room.cores,
-        "memory_gb": None if math.isinf(room.memory_gb) else round(room.memory_gb, 2),
+        "cores": here.cores,
+        "memory_gb": None if math.isinf(here.memory_mb) else round(here.memory_mb / 1024, 2),
         "at_once": min(at_once, len(workflow.environments)),
         "waves": math.ceil(len(workflow.environments) / at_once),
         "environments": [
@@ -70,7 +69,7 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
                 "parameters": dict(e.parameters),
                 **_work(e.work),
                 "cores": e.work.resources.cores,
-                "mem_gb": e.work.resources.mem_gb,
+                "mem_gb": e.work.resources.mem_mb / 1024,
                 "shard": bool(e.shard),
             }
             for e in workflow.environments
@@ -86,11 +85,6 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
             "shards": workflow.retention.shards,
         },
     }
-
-
-def _hold(room: Room, each: Resources) -> int:
-    """How many tasks that take so much there is room for."""
-    return max(1, int(min(room.cores // each.cores, room.memory_gb // each.mem_gb if each.mem_gb else math.inf)))
 
 
 def _swept(config: Config) -> dict[str, Any]:

@@ -133,13 +133,15 @@ def _of_config(request: Request) -> _Prepared:
 
 def _check_room(config: Config) -> None:
     """Refuse before submitting what the job's own size, where it is said, can never hold."""
+    from rose_hpc.machine import Shape
     from rose_hpc.room import Room, check_fits
     from rose_hpc.workflow import from_config
 
     slurm = config.slurm
     cores = math.inf if slurm.cpus_per_task is None else slurm.cpus_per_task * (slurm.ntasks_per_node or 1)
+    memory_mb = math.inf if slurm.mem_gb is None else math.ceil(slurm.mem_gb * 1024)
     gpus = math.inf if slurm.gpus_per_node is None else slurm.gpus_per_node
-    check_fits(from_config(config), Room(cores, slurm.nodes, slurm.mem_gb or math.inf, gpus))
+    check_fits(from_config(config), Room(Shape(cores, memory_mb, gpus), slurm.nodes))
 
 
 def _of_program(request: Request) -> _Prepared:

@@ -96,7 +96,7 @@ class Attempt(_Plain):
         cores: how many cores it takes, of all its ranks.
         ranks: processes it is started as; more than one is an MPI program.
         gpus: how many GPUs it takes, of all its ranks; a fraction below 1 shares one.
-        memory_gb: how much memory it takes, of all its ranks; 0: not said, so it is not counted.
+        memory_mb: how much memory it takes, MB of all its ranks; 0: not said, so it is not counted.
         nodes: the nodes it has, where it was placed on more than cores: the hosts of an MPI program.
         avoid: nodes it is not placed on while there are others that could hold it.
         seal: whether there must be a shard at ``env["ROSE_HPC_SHARD"]``, to be sealed; None: there is none.
@@ -121,7 +121,7 @@ class Attempt(_Plain):
     cores: int = 1
     ranks: int = 1
     gpus: float = 0.0
-    memory_gb: float = 0.0
+    memory_mb: int = 0
     nodes: Sequence[str] = ()
     avoid: Sequence[str] = ()
     seal: bool | None = None

@@ -151,7 +151,9 @@ class AttemptBackend:
         options = task["task_backend_specific_kwargs"]
         name = str(task["name"])
         ranks, cores = (_whole(options, key, name) for key in ("ranks", "cores_per_rank"))
-        gpus, memory_gb = (_amount(options, key, name) for key in ("gpus_per_rank", "mem_gb_per_rank"))
+        gpus, mem_gb, mem_mb = (
+            _amount(options, key, name) for key in ("gpus_per_rank", "mem_gb_per_rank", "mem_per_rank")
+        )
         argv = () if task.get("function") else (task["executable"], *task.get("arguments", ()))
         if ranks > 1 and argv:
             argv = (sys.executable, "-I", "-S", str(Path(__file__).with_name("pilot_ranks.py")), str(ranks), *argv)
@@ -165,7 +167,7 @@ class AttemptBackend:
             log=str(Path(self._work_dir, f"{task['uid']}.log")),
             cores=ranks * cores,
             gpus=ranks * gpus,
-            memory_gb=ranks * memory_gb,
+            memory_mb=ranks * int(mem_mb or mem_gb * 1024),
         )
 
     async def cancel_task(self, uid: str) -> bool:

@@ -48,7 +48,7 @@ class RemoteClient(Client):
         self.node = str(join["node"])
         self.cores = int(join["cores"])
         self.gpus = [str(name) for name in join["gpus"]]
-        self.memory_gb = float(join["memory_gb"])
+        self.memory_mb = float(join["memory_mb"])
         self.silent_s = 0.0
         self.unreachable_s = 0.0
         self._hub = hub

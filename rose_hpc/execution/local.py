@@ -17,7 +17,7 @@ from rose_hpc.execution.backend import AttemptBackend
 from rose_hpc.execution.child import GRACE_S, python_argv
 from rose_hpc.execution.client import Answer, Client, OnStart
 from rose_hpc.execution.frames import Unpacker
-from rose_hpc.machine import available_cores, available_memory_gb
+from rose_hpc.machine import available_cores, available_memory_mb
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class EmbeddedExecutionBackend(AttemptBackend):
             await supervisor.close()
             raise
         if not supervisor.gone.is_set():
-            self.pool.add(supervisor, available_cores(), memory_gb=available_memory_gb())
+            self.pool.add(supervisor, available_cores(), memory_mb=available_memory_mb())
 
     def _died(self) -> None:
         """It was killed, perhaps because there was no memory left: another takes its place."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -87,6 +88,11 @@ class RadicalExecutionBackend(AttemptBackend):
         """Nodes, and cores of each, as far as they are known before the start; None: not known."""
         return self._pilot.shape
 
+    @property
+    def memory_mb(self) -> float:
+        """What the job has on each node, as far as it is known before the start; infinite: not known."""
+        return self._pilot.memory_mb or math.inf
+
     def state(self) -> str:
         """The pilot's: NEW, radical.pilot's own while it starts, ACTIVE, DONE, FAILED, or CLOSED."""
         return self._pilot.state()
@@ -106,6 +112,7 @@ class RadicalExecutionBackend(AttemptBackend):
         self._hub = Hub(keys, self._joined, self._lost)
         facts: dict[str, Any] = {
             "cores_per_node": cores,
+            "memory_mb": self._pilot.memory_mb,
             "path": search_path(),
             "environment": self._pilot.task_environment(),
         }
@@ -129,7 +136,7 @@ class RadicalExecutionBackend(AttemptBackend):
             raise self.pool.failure
 
     def _joined(self, client: RemoteClient) -> None:
-        self.pool.add(client, client.cores, client.gpus, client.memory_gb)
+        self.pool.add(client, client.cores, client.gpus, client.memory_mb)
         log.info("the supervisor on %s has joined, with %d cores", client.node, client.cores)
         if self._hub is not None and len(self._hub.clients) >= max(1, self._pilot.nodes):
             self._everyone.set()

@@ -31,6 +31,7 @@ class PilotPlan:
         resource: radical.pilot's label, ``site.machine``.
         runtime_min: minutes the pilot lives.
         cores, gpus, nodes: its size; 0: not said (then the others say it).
+        memory_mb: what its job has on each node; 0: not said.
         queue, project, access_schema, job_name: as radical.pilot means them; empty: the resource's default.
         sandbox: the folder for everything radical.pilot writes; None: a new temporary one.
         start_timeout_s: seconds until the pilot must be active, waiting in a queue included.
@@ -47,6 +48,7 @@ class PilotPlan:
     cores: int = 0
     gpus: int = 0
     nodes: int = 0
+    memory_mb: int = 0
     queue: str = ""
     project: str = ""
     access_schema: str = ""
@@ -67,6 +69,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "cores": int,
     "gpus": int,
     "nodes": int,
+    "memory_mb": int,
     "queue": str,
     "project": str,
     "access_schema": str,
@@ -87,8 +90,8 @@ def plan_pilot(resources: Mapping[str, Any], *, host_cores: int, folder: Path) -
 
     Args:
         resources: ``runtime`` (whole minutes) is required; ``resource`` defaults to this machine. The rest is
-            optional: ``cores, gpus, nodes, queue, project, access_schema, job_name, sandbox, start_timeout_s,
-            resource_config``.
+            optional: ``cores, gpus, nodes, memory_mb, queue, project, access_schema, job_name, sandbox,
+            start_timeout_s, resource_config``.
         host_cores: the cores this process may use: what a pilot on this machine gets if it names none.
         folder: where a pilot on other machines keeps its sandbox if it names none; all nodes must see it.
 
@@ -115,6 +118,7 @@ def plan_pilot(resources: Mapping[str, Any], *, host_cores: int, folder: Path) -
         cores=cores,
         gpus=_count(resources, "gpus"),
         nodes=nodes,
+        memory_mb=_count(resources, "memory_mb"),
         queue=str(resources.get("queue") or ""),
         project=str(resources.get("project") or ""),
         access_schema=str(resources.get("access_schema") or ""),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rose_hpc.errors import UsageError
 from rose_hpc.execution.pilot_resources import shell_safe
+from rose_hpc.machine import job_memory_mb
 from rose_hpc.slurm.allocation import job_end
 
 if TYPE_CHECKING:
@@ -92,13 +93,14 @@ def inside(environ: Mapping[str, str]) -> dict[str, Any]:
             "this is no Slurm job whose nodes are known (SLURM_JOB_NUM_NODES, SLURM_JOB_CPUS_PER_NODE)",
             hint="name the pilot's resource and nodes, or use the embedded engine",
         ) from None
-    end = job_end(environ)
+    end, memory_mb = job_end(environ), job_memory_mb(environ, cores)
     return {
         # A minute more than is left: it is Slurm that ends the job, and the pilot with it
         "runtime": UNKNOWN_RUNTIME_MIN if end is None else max(1, math.ceil((end - time.time()) / 60) + 1),
         "deadline": end,
         "access_schema": "interactive",
         "nodes": nodes,
+        "memory_mb": None if math.isinf(memory_mb) else int(memory_mb),
         "sandbox": str(pilot_sandbox(Path.cwd())),
         "resource_config": {**_DESCRIPTION, "cores_per_node": cores},
     }
@@ -121,6 +123,7 @@ def attached(asked: Mapping[str, Any], slurm: Slurm) -> dict[str, Any]:
         "runtime": math.ceil(slurm.walltime_min or 0),
         "access_schema": "batch",
         "nodes": slurm.nodes,
+        "memory_mb": None if slurm.mem_gb is None else math.ceil(slurm.mem_gb * 1024),
         "queue": slurm.partition,
         "project": slurm.account,
         "sandbox": str(pilot_sandbox(Path.cwd())),

@@ -234,6 +234,11 @@ class PilotTasks:
         return (plan.nodes, int(cores)) if plan.nodes and cores else None
 
     @property
+    def memory_mb(self) -> int:
+        """What the job has on each node; 0: not said."""
+        return self._plan.memory_mb
+
+    @property
     def failure(self) -> EngineError | None:
         """Why the pilot runs nothing any more; None while it does."""
         return self._error

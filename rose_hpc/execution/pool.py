@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +18,7 @@ from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.client import SENT_BACK, Answer, Client, OnStart
 from rose_hpc.execution.lanes import Lanes
 from rose_hpc.execution.slots import Grant, Request, Slots
+from rose_hpc.machine import Shape
 
 _ONE = Request(1)
 
@@ -45,9 +46,8 @@ class Pool:
         """Of all nodes."""
         return sum(self.slots.total.values())
 
-    def add(self, client: Client, cores: int, gpus: Sequence[str] | None = None, memory_gb: float = math.inf) -> None:
-        """A supervisor joins; ``gpus``: the ids of its GPUs, None where nobody knows; ``memory_gb``: of its node."""
-        memory_mb = memory_gb if memory_gb == math.inf else int(memory_gb * 1024)
+    def add(self, client: Client, cores: int, gpus: Sequence[str] | None = None, memory_mb: float = math.inf) -> None:
+        """A supervisor joins; ``gpus``: the ids of its GPUs, None where nobody knows; ``memory_mb``: of its node."""
         self.slots.add(client, self.max_concurrent or cores, gpus, memory_mb)
 
     def remove(self, client: Client) -> None:
@@ -63,8 +63,7 @@ class Pool:
         """Carry out an attempt when and where its cores are free."""
         if self.failure is not None:
             raise self.failure
-        slots = self.slots
-        request = _ONE if self.max_concurrent else plan_request(attempt, slots.total.values(), slots.memory_mb.values())
+        request = _ONE if self.max_concurrent else plan_request(attempt, self.slots.shapes)
         if attempt.brief and request.is_cores_alone and not request.avoid:
             answer = await self._in_lane(request, attempt, payload, on_start)
             if answer[0].reason != SENT_BACK:
@@ -88,31 +87,31 @@ class Pool:
             lanes.leave(lane)
 
 
-def plan_request(attempt: Attempt, nodes: Collection[int], memory_mb: Collection[float] = ()) -> Request:
-    """What an attempt takes of nodes with so many cores and so much memory (not counted where it is not given).
+def plan_request(attempt: Attempt, shapes: Callable[[], Collection[Shape]]) -> Request:
+    """What an attempt takes of nodes of such shapes: a part of one, or, for ranks that one cannot hold, whole ones.
 
-    That is a part of one, or, for ranks that one cannot hold, whole ones. Ranks over several nodes are spread evenly:
-    ``ceil(ranks / nodes)`` on each, the last having fewer.
+    Ranks over several nodes are spread evenly over as few as hold them: ``ceil(ranks / nodes)`` on each, the last
+    having fewer.
     """
-    one_node = _one_node(attempt.cores, attempt.gpus, tuple(attempt.avoid), attempt.memory_gb)
+    one_node = _one_node(attempt.cores, attempt.gpus, tuple(attempt.avoid), attempt.memory_mb)
     if attempt.ranks == 1:
         return one_node
-    each, each_mb = attempt.cores // attempt.ranks, attempt.memory_gb * 1024 / attempt.ranks
-    if attempt.cores <= max(nodes, default=0) and one_node.memory_mb <= max(memory_mb, default=math.inf):
-        return one_node
-    on_one = min(nodes, default=0) // each if each else 0
-    if each_mb:
-        on_one = int(min(on_one, min(memory_mb, default=math.inf) // each_mb))
-    if not on_one:
-        return one_node
-    count = math.ceil(attempt.ranks / on_one)
-    ranks = math.ceil(attempt.ranks / count)
-    return Request(ranks * each, count, avoid=one_node.avoid, memory_mb=math.ceil(ranks * each_mb))
+    each = Shape(*(whole / attempt.ranks for whole in (attempt.cores, attempt.memory_mb, attempt.gpus)))
+    holds = sorted((shape.holds(each) for shape in shapes()), reverse=True)
+    for count, ranks in enumerate(holds, 1):
+        here = math.ceil(attempt.ranks / count)
+        if here <= ranks and count == 1:
+            return one_node
+        if here <= ranks:
+            return Request(
+                int(here * each.cores), count, here * each.gpus, one_node.avoid, math.ceil(here * each.memory_mb)
+            )
+    return one_node  # there is no room for it: whoever is asked for it says so
 
 
 @lru_cache  # a thousand attempts ask for the same
-def _one_node(cores: int, gpus: float, avoid: tuple[str, ...], memory_gb: float) -> Request:
-    return Request(cores, gpus=gpus, avoid=frozenset(avoid), memory_mb=math.ceil(memory_gb * 1024))
+def _one_node(cores: int, gpus: float, avoid: tuple[str, ...], memory_mb: int) -> Request:
+    return Request(cores, gpus=gpus, avoid=frozenset(avoid), memory_mb=memory_mb)
 
 
 def _placed(attempt: Attempt, grant: Grant, clients: Sequence[Client]) -> Attempt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import selectors
 import signal
@@ -20,7 +21,7 @@ from zmq.utils.monitor import recv_monitor_message
 from rose_hpc.execution.frames import Frame, pack, unpack
 from rose_hpc.execution.supervisor import Supervisor
 from rose_hpc.execution.telling import Telling
-from rose_hpc.machine import available_memory_gb
+from rose_hpc.machine import available_memory_mb
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Link:
             "node": node,
             "cores": self.facts["cores_per_node"],
             "gpus": visible_gpus(os.environ),
-            "memory_gb": available_memory_gb(),
+            "memory_mb": min(available_memory_mb(), self.facts.get("memory_mb") or math.inf),
         }
         for endpoint in filter(_answers, self.facts["endpoints"]):
             self._open(endpoint)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 from rose_hpc.errors import UsageError
+from rose_hpc.machine import Shape
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,13 @@ class Slots:
         self._keys: dict[Hashable, tuple[str, int]] = {}  # each node's name, and a number where names are alike
         self._order: list[tuple[int, str, int, Hashable]] = []  # by free cores, then by key
         self._numbers = itertools.count()
+        self._able: dict[Request, list[Hashable]] = {}  # the nodes that could hold a part of each that was asked for
         self._waiting: deque[tuple[Request, asyncio.Future[Grant]]] = deque()
 
     def add(self, node: Hashable, cores: int, gpus: Sequence[str] | None = None, memory_mb: float = math.inf) -> None:
         """A node joins; ``gpus`` None: nobody knows its GPUs, so they are not counted."""
         self.remove(node)
+        self._able.clear()
         self.free[node] = self.total[node] = cores
         self.memory_mb[node] = self._free_mb[node] = memory_mb
         self._gpus[node] = None if gpus is None else Gpus(gpus)
@@ -114,6 +117,7 @@ class Slots:
         if node not in self.free:
             return
         del self._order[bisect.bisect_left(self._order, self._place(node))]
+        self._able.clear()
         for known in (self.free, self.total, self.memory_mb, self._free_mb, self._gpus, self._keys):
             del known[node]
         self._most = max(self.total.values(), default=0)
@@ -194,12 +198,11 @@ class Slots:
         """Where a request fits now."""
         avoided = self._avoided(request) if request.avoid else ()
         if request.nodes > 1:
+            able = set(self._able_nodes(request)).difference(avoided)
             idle = [
                 (name, number, node)
                 for free, name, number, node in self._order
-                if free == self.total[node] >= request.cores
-                and self._free_mb[node] >= request.memory_mb
-                and node not in avoided
+                if free == self.total[node] and node in able
             ]
             nodes = tuple(node for *_, node in sorted(idle)[: request.nodes])
             return Grant(nodes, request.cores, memory_mb=request.memory_mb) if len(nodes) == request.nodes else None
@@ -211,52 +214,49 @@ class Slots:
                 return Grant((node,), request.cores, *chosen, request.memory_mb)
         return None
 
+    def shapes(self) -> list[Shape]:
+        """What the nodes have."""
+        return [self._shape(node) for node in self.total]
+
+    def _shape(self, node: Hashable) -> Shape:
+        gpus = self._gpus[node]
+        return Shape(self.total[node], self.memory_mb[node], math.inf if gpus is None else len(gpus.free))
+
     def _possible(self, request: Request) -> bool:
         """Whether it would fit if nothing else ran."""
         if request.is_cores_alone:
             return request.cores <= self._most
-        return len(self._able(request)) >= request.nodes
+        return len(self._able_nodes(request)) >= request.nodes
 
-    def _able(self, request: Request) -> list[Hashable]:
+    def _able_nodes(self, request: Request) -> list[Hashable]:
         """The nodes that could hold a part of it."""
-        able = [n for n, total in self.total.items() if total >= request.cores and self._has_memory(n, request)]
-        if request.nodes == 1 and request.gpus:
-            able = [n for n in able if (g := self._gpus[n]) is None or len(g.free) >= request.gpus]
+        if (able := self._able.get(request)) is None:
+            part = Shape(request.cores, request.memory_mb, request.gpus)
+            able = self._able[request] = [node for node in self.total if self._shape(node).holds(part)]
         return able
-
-    def _has_memory(self, node: Hashable, request: Request) -> bool:
-        return self.memory_mb[node] >= request.memory_mb
 
     def _avoided(self, request: Request) -> Collection[Hashable]:
         """The nodes it is not to have; none where there are not enough without them."""
-        able = self._able(request)
+        able = self._able_nodes(request)
         avoided = {node for node in able if str(node) in request.avoid}
         return avoided if len(able) - len(avoided) >= request.nodes else ()
 
     def _never(self, request: Request) -> UsageError:
         most = max(self.total.values(), default=0)
-        memory_mb = max(self.memory_mb.values(), default=0)
-        if request.memory_mb > memory_mb:
+        if request.nodes == 1 and request.cores > most:
             return UsageError(
-                f"a task asks for {request.memory_mb / 1024:.4g} GB of memory on one node, and no node has more than "
-                f"{memory_mb / 1024:.4g}",
-                hint="lower its mem_gb_per_rank, or ask for nodes with more (slurm.mem_gb)",
+                f"a task asks for {request.cores} cores on one node, and the largest has {most}",
+                hint="lower its cores_per_rank, or ask for larger nodes",
             )
-        if request.nodes > 1:
-            return UsageError(
-                f"a task asks for {request.nodes} nodes of {request.cores} cores, and there are {len(self.total)}, the "
-                f"largest with {most}",
-                hint="lower its ranks, or ask for more nodes",
-            )
-        if request.cores <= most:
-            gpus = max((len(g.free) for g in self._gpus.values() if g is not None), default=0)
-            memory = f", {request.memory_mb / 1024:.4g} GB of memory" if request.memory_mb else ""
-            return UsageError(
-                f"a task asks for {request.cores} cores{memory} and {request.gpus:g} GPUs on one node, and no node has "
-                f"all of it ({gpus} GPUs at most)",
-                hint="lower its gpus_per_rank, or ask for nodes with GPUs",
-            )
+        asked = {"cores_per_rank": f"{request.cores} cores"}
+        if request.memory_mb:
+            asked["mem_gb_per_rank"] = f"{request.memory_mb / 1024:.4g} GB of memory"
+        if request.gpus:
+            asked["gpus_per_rank"] = f"{request.gpus:g} GPUs"
+        able = f"{len(self._able_nodes(request))} of {len(self.total)} nodes"
+        one = request.nodes == 1
+        where = "a node" if one else f"each of {request.nodes} nodes"
         return UsageError(
-            f"a task asks for {request.cores} cores on one node, and the largest has {most}",
-            hint="lower its cores_per_rank, or ask for larger nodes",
+            f"a task asks for {', '.join(asked.values())} on {where}, and {able} can give that",
+            hint=f"lower its {' or '.join(asked if one else ['ranks', *asked])}, or ask for larger nodes",
         )

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import textwrap
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +114,14 @@ class Case:
     def starts_again(self, job: str) -> None:
         """Slurm lets a requeued job wait for two minutes, from when it has seen its end: ask until it runs.
 
-        Not before its old step has told of its own end, which Slurm would take for the new one's.
+        Not in the second in which its old step was ended: slurmd refuses to launch what it has been told to kill, and
+        knows it by the second.
         """
         call = self.site.cluster.call
         projects.wait_for(lambda: call("squeue", "-h", "-o", "%T", "-j", job).stdout == "PENDING\n")
         projects.wait_for(lambda: not projects.processes_of(Path(f"slurmstepd: [{job}.")))
+        ended = int(time.time())
+        projects.wait_for(lambda: time.time() > ended + 1)
 
         def running() -> bool:
             call("scontrol", "update", f"JobId={job}", "StartTime=now")

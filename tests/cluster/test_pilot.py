@@ -75,7 +75,7 @@ ASK = """
             *[run(f"d{cores}.{i}", "true", cores=cores) for i in range(3) for cores in (4, 1, 2)]
         )
         alone = "mkdir alone.$SLURMD_NODENAME && sleep 0.3 && rmdir alone.$SLURMD_NODENAME"
-        facts["memory"] = await asyncio.gather(*[run(f"m{i}", alone, memory_gb=0.5) for i in range(6)])
+        facts["memory"] = await asyncio.gather(*[run(f"m{i}", alone, memory_mb=500) for i in range(6)])
         tell = "echo $SLURM_PROCID $SLURMD_NODENAME $SLURM_NTASKS"
         facts["program"] = await run("e", tell, ranks=6, cores=12)
         facts["program_beside"] = await asyncio.gather(

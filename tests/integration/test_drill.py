@@ -77,10 +77,12 @@ def test_functions_are_struck_where_they_are_called(folder: Path) -> None:
         "def environment(number):\n    time.sleep(number / 8)\n    return number\n"
         "def update(*numbers):\n    return sum(numbers)\n"
     )
-    done = projects.rose_hpc("drill", "config.toml", "--iterations", 1, "--json", timeout=170)
+    options = ("--iterations", 1, "--run-dir", "kept", "--json")
+    done = projects.rose_hpc("drill", "config.toml", *options, timeout=170)
     assert done.returncode == 0, done.stderr
     first = json.loads(done.stdout)["happened"][0]
     assert (first["blow"], first["exit_code"]) == ("an environment's process is killed", None)
+    assert projects.records(folder / "kept" / "disturbed", "attempt")
 
 
 @pytest.mark.parametrize(

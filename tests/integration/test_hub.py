@@ -53,7 +53,7 @@ def test_gpus_are_shared_out(tmp_path):
         await until(lambda: len(cluster.pool.slots.free) and cluster.pool.slots.free[client] == 1)
         (tmp_path / "go").touch()
         assert [outcome.stdout.strip() for outcome in await asyncio.gather(*running)] == ["3", "5", "3"]
-        with pytest.raises(UsageError, match="3 GPUs on one node"):
+        with pytest.raises(UsageError, match="3 GPUs on a node"):
             await cluster.run("many", "true", gpus=3)
 
     cluster = Cluster(tmp_path, cores=4, CUDA_VISIBLE_DEVICES="3,5")

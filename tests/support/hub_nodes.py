@@ -39,7 +39,7 @@ class Cluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def _joined(self, client: RemoteClient) -> None:
-        self.pool.add(client, client.cores, client.gpus, client.memory_gb)
+        self.pool.add(client, client.cores, client.gpus, client.memory_mb)
 
     def _lost(self, client: RemoteClient, why: str) -> None:
         self.lost.append(why)

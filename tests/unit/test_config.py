@@ -341,14 +341,15 @@ def test_missing_script_is_named_with_a_suggestion(load, tmp_path):
     check_scripts(config, tmp_path / "c.toml")
 
 
-@pytest.mark.parametrize("options", ["-u", "-S -E", "-W error", "-X dev -Wignore"])
+@pytest.mark.parametrize("options", ["-u", "-S -E", "-W error", "-X dev -Wignore::DeprecationWarning"])
 def test_a_missing_script_is_found_behind_options(load, options):
     """An interpreter's own options do not hide the script; a module, or code, is none."""
     with pytest.raises(ConfigError, match=r"environments\.command: no script 'environment\.py'"):
         check_scripts(load(GOOD.replace("{python} environment.py", f"{{python}} {options} environment.py")))
-    nothing = GOOD.replace("{python} environment.py", f"{{python}} {options} -c pass gone.py {{epsilon}}")
-    with pytest.raises(ConfigError, match=r"update\.command: no script"):
-        check_scripts(load(nothing))
+    for nothing in ("-c pass", "-m pass", "-", "-Sc pass"):
+        other = GOOD.replace("{python} environment.py", f"{{python}} {options} {nothing} gone.py {{epsilon}}")
+        with pytest.raises(ConfigError, match=r"update\.command: no script"):
+            check_scripts(load(other))
 
 
 def test_a_missing_folder_is_named(load, tmp_path):

@@ -23,6 +23,7 @@ from rose_hpc.execution.pilot_task_plan import plan_task
 from rose_hpc.execution.pool import plan_request
 from rose_hpc.execution.select import choose_engine, config_resources, execution_backend, pilot_resources
 from rose_hpc.execution.slots import Gpus, Request
+from rose_hpc.machine import Shape
 
 JOB = {
     "SLURM_JOB_ID": "7",
@@ -297,23 +298,39 @@ def test_a_submitted_program_gets_the_pilot_of_its_profile(tmp_path, monkeypatch
         (6, 12, [4, 4, 4], Request(4, 3)),
         (3, 6, [4, 4, 4], Request(4, 2)),
         (5, 5, [4, 4, 4], Request(3, 2)),  # spread evenly: 3 and 2, not 4 and 1
-        (8, 8, [2, 4, 4, 4], Request(2, 4)),  # by the smallest node
+        (8, 8, [2, 4, 4, 4], Request(4, 2)),  # not where fewer fit
         (2, 10, [4, 4], Request(10)),  # no node holds one rank: refused by who looks for it
     ],
 )
 def test_ranks_are_spread_over_whole_nodes(ranks, cores, nodes, request_):
     """Ranks that one node cannot hold take the fewest whole nodes that do, evenly."""
-    assert plan_request(Attempt(id="a", kind="command", ranks=ranks, cores=cores), nodes) == request_
+    attempt = Attempt(id="a", kind="command", ranks=ranks, cores=cores)
+    assert plan_request(attempt, lambda: [Shape(count) for count in nodes]) == request_
 
 
-def test_ranks_are_spread_by_their_memory_too():
-    """Ranks for whose memory one node is too small take as many as have it; memory that nobody knows is not counted."""
-    attempt = Attempt(id="a", kind="command", ranks=6, cores=6, memory_gb=60.0)
-    assert plan_request(attempt, [8, 8, 8], [32_000, 32_000, 64_000]) == Request(6, memory_mb=61_440)
-    assert plan_request(attempt, [8, 8, 8], [32_000, 32_000, 32_000]) == Request(3, 2, memory_mb=30_720)
-    assert plan_request(attempt, [2, 8, 8], [32_000, 32_000, 32_000]) == Request(2, 3, memory_mb=20_480)
-    assert plan_request(attempt, [8, 8]) == Request(6, memory_mb=61_440)
-    assert plan_request(attempt, [8, 8], [8_000, 8_000]) == Request(6, memory_mb=61_440)  # refused by who looks for it
+@pytest.mark.parametrize(
+    ("nodes", "request_"),
+    [
+        ([Shape(8, 32_000), Shape(8, 32_000), Shape(8, 64_000)], Request(6, memory_mb=61_440)),
+        ([Shape(8, 32_000)] * 3, Request(3, 2, memory_mb=30_720)),
+        ([Shape(2, 32_000), Shape(8, 32_000), Shape(8, 32_000)], Request(3, 2, memory_mb=30_720)),
+        ([Shape(2, 32_000)] * 3, Request(2, 3, memory_mb=20_480)),
+        ([Shape(8, 24_000)] * 4 + [Shape(2, 64_000)], Request(2, 3, memory_mb=20_480)),  # nobody has all of it
+        ([Shape(8)] * 2, Request(6, memory_mb=61_440)),  # nobody knows
+        ([Shape(8, 8_000)] * 9, Request(6, memory_mb=61_440)),  # refused by who looks for it
+    ],
+)
+def test_ranks_are_spread_by_their_memory_too(nodes, request_):
+    """Ranks for whose memory one node is too small take as few as have it."""
+    attempt = Attempt(id="a", kind="command", ranks=6, cores=6, memory_mb=61_440)
+    assert plan_request(attempt, lambda: nodes) == request_
+
+
+def test_ranks_are_spread_by_their_gpus_too():
+    """Four ranks with a GPU each take two nodes that have two."""
+    attempt = Attempt(id="a", kind="command", ranks=4, cores=4, gpus=4.0)
+    assert plan_request(attempt, lambda: [Shape(8, gpus=2)] * 3) == Request(2, 2, gpus=2.0)
+    assert plan_request(attempt, lambda: [Shape(8, gpus=4)]) == Request(4, gpus=4.0)
 
 
 def test_gpus_are_chosen_where_they_fit_best():

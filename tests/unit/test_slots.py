@@ -256,7 +256,9 @@ def test_memory_is_given_out_as_cores_are():
         slots.give(second)
         assert (await waiting).nodes == ("large",)
         slots.remove("unknown")
-        with pytest.raises(UsageError, match=r"17 GB of memory on one node, and no node has more than 16;"):
+        with pytest.raises(
+            UsageError, match="1 cores, 17 GB of memory on a node, and 0 of 1 nodes can give that; lower its"
+        ):
             await slots.take(Request(1, memory_mb=17 * 1024))
         slots.give(await waiting)
         assert (await slots.take(Request(1, nodes=1, memory_mb=16384))).nodes == ("large",)
@@ -275,7 +277,9 @@ def test_whole_nodes_have_the_memory_that_is_asked_of_each():
         assert grant.nodes == ("b", "c")
         slots.give(grant)
         assert (await slots.take(Request(2, nodes=3, memory_mb=8))).nodes == ("a", "b", "c")
-        with pytest.raises(UsageError, match="asks for 3 nodes of 2 cores"):
+        with pytest.raises(
+            UsageError, match="GB of memory on each of 3 nodes, and 2 of 3 nodes can give that; lower its ranks or"
+        ):
             await slots.take(Request(2, nodes=3, memory_mb=9))
 
     asyncio.run(main())
