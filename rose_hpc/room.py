@@ -61,16 +61,17 @@ def _check_rank(name: str, r: Resources, room: Room) -> None:
         if getattr(rank, what) > getattr(room.node, what):
             larger = "ask for larger nodes" if room.nodes else f"set loop.max_concurrent to share {unit.split()[-1]}"
             raise UsageError(
-                f"{name} asks for {_said(rank, what)}{' a rank' if r.ranks > 1 else ''}, and there are "
+                f"{name} asks for {_said(rank, what, asked=True)}{' a rank' if r.ranks > 1 else ''}, and there are "
                 f"{_said(room.node, what).split()[0]}{'' if room.nodes is None else ' on a node'}",
                 hint=f"lower its {key}, or {larger}",
             )
 
 
-def _said(shape: Shape, *kinds: str) -> str:
-    """What a shape has of some kinds."""
+def _said(shape: Shape, *kinds: str, asked: bool = False) -> str:
+    """What a shape has of some kinds; what is asked for is rounded up, so that it never looks like what there is."""
     known = {what: getattr(shape, what) / (1024 if what == "memory_mb" else 1) for what in kinds}
-    return " and ".join(f"{round(amount, 2):g} {_KINDS[what][1]}" for what, amount in known.items())
+    whole = math.ceil if asked else math.floor
+    return " and ".join(f"{whole(amount * 100) / 100:g} {_KINDS[what][1]}" for what, amount in known.items())
 
 
 def _check_waves(workflow: Workflow, room: Room) -> None:
@@ -80,10 +81,11 @@ def _check_waves(workflow: Workflow, room: Room) -> None:
     there = Shape(room.node.cores * nodes, room.node.memory_mb * nodes)
     for what, needed in (("cores", [r.cores for r in resources]), ("memory_mb", [r.mem_mb for r in resources])):
         if sum(needed) > getattr(there, what):
-            numbers = [_said(Shape(**{what: each}), what).split()[0] for each in needed[:20]]
+            numbers = [_said(Shape(**{what: each}), what, asked=True).split()[0] for each in needed[:20]]
             each = f"{len(needed)} x {numbers[0]}" if len(set(needed)) == 1 else " + ".join(numbers)
+            whole = _said(Shape(**{what: sum(needed)}), what, asked=True)
             raise UsageError(
-                f"{len(needed)} environments take {each} = {_said(Shape(**{what: sum(needed)}), what)} at once, "
+                f"{len(needed)} environments take {each} = {whole} at once, "
                 f"and there are {_said(there, what).split()[0]}",
                 hint="ask for more nodes, or let them run in waves (loop.waves = true)",
             )
@@ -95,7 +97,7 @@ def _check_ranks(name: str, r: Resources, room: Room, nodes: int) -> None:
     if r.ranks > each * nodes:
         counted = [what for what in _KINDS if getattr(rank, what) and getattr(room.node, what) < math.inf]
         raise UsageError(
-            f"{name} asks for {r.ranks} ranks of {_said(rank, *counted)}; "
+            f"{name} asks for {r.ranks} ranks of {_said(rank, *counted, asked=True)}; "
             f"{nodes} nodes of {_said(room.node, *counted)} hold {nodes} x {each} = {nodes * each}",
             hint="lower its ranks, or ask for more nodes",
         )

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from rose_hpc.errors import EngineError
+from rose_hpc.errors import EngineError, UsageError
 from rose_hpc.execution.attempt import Attempt, Outcome
 from rose_hpc.execution.client import SENT_BACK, Answer, Client, OnStart
 from rose_hpc.execution.lanes import Lanes
@@ -68,7 +68,7 @@ class Pool:
             answer = await self._in_lane(request, attempt, payload, on_start)
             if answer[0].reason != SENT_BACK:
                 return answer
-        grant = await self.slots.take(request)
+        grant = await self._take(attempt, request)
         lead, *others = (node for node in grant.nodes if isinstance(node, Client))
         try:
             placed = _placed(attempt, grant, [lead, *others])
@@ -76,6 +76,14 @@ class Pool:
             return await (running if not others else _on_all(placed, running, others))
         finally:
             self.slots.give(grant)
+
+    async def _take(self, attempt: Attempt, request: Request) -> Grant:
+        try:
+            return await self.slots.take(request)
+        except UsageError:  # nodes were lost meanwhile, perhaps: those that are left may hold it otherwise
+            if self.max_concurrent or (again := plan_request(attempt, self.slots.shapes)) == request:
+                raise
+        return await self.slots.take(again)
 
     async def _in_lane(self, request: Request, attempt: Attempt, payload: bytes, on_start: OnStart | None) -> Answer:
         if (lanes := self._lanes.get(request.cores)) is None:
@@ -92,6 +100,9 @@ def plan_request(attempt: Attempt, shapes: Callable[[], Collection[Shape]]) -> R
 
     Ranks over several nodes are spread evenly over as few as hold them: ``ceil(ranks / nodes)`` on each, the last
     having fewer.
+
+    Raises:
+        UsageError: the nodes do not hold its ranks.
     """
     one_node = _one_node(attempt.cores, attempt.gpus, tuple(attempt.avoid), attempt.memory_mb)
     if attempt.ranks == 1:
@@ -106,7 +117,15 @@ def plan_request(attempt: Attempt, shapes: Callable[[], Collection[Shape]]) -> R
             return Request(
                 int(here * each.cores), count, here * each.gpus, one_node.avoid, math.ceil(here * each.memory_mb)
             )
-    return one_node  # there is no room for it: whoever is asked for it says so
+    if not holds:
+        return one_node  # nobody has joined yet
+    raise UsageError(
+        f"a program asks for {attempt.ranks} ranks of {each.cores:g} cores"
+        + (f", {each.memory_mb / 1024:.4g} GB of memory" if each.memory_mb else "")
+        + (f", {each.gpus:g} GPUs" if each.gpus else "")
+        + f", spread evenly, and the {len(holds)} nodes hold {' + '.join(map(str, holds[:20]))}",
+        hint="lower its ranks or what each takes, or ask for more nodes",
+    )
 
 
 @lru_cache  # a thousand attempts ask for the same

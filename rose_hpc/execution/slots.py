@@ -67,7 +67,7 @@ class Gpus:
             return (), 0.0
         share = gpus if gpus < 1 else 1.0
         able = sorted((free, i) for i, (_, free) in enumerate(self.free.items()) if free >= share - 1e-9)
-        count = 1 if gpus < 1 else math.ceil(gpus)
+        count = 1 if gpus < 1 else math.ceil(gpus - 1e-9)  # ranks times a share
         names = list(self.free)
         return (tuple(names[i] for _, i in able[:count]), share) if len(able) >= count else None
 

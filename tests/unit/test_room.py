@@ -38,7 +38,8 @@ def test_work_that_could_never_start_is_refused():
 @pytest.mark.parametrize(
     ("resources", "room", "words"),
     [
-        ({"mem_gb_per_rank": 16.5}, Room(Shape(4, 15_974)), "16.5 GB of memory, and there are 15.6;"),
+        ({"mem_gb_per_rank": 16.5}, Room(Shape(4, 15_974)), "16.5 GB of memory, and there are 15.59;"),
+        ({"mem_gb_per_rank": 4.002}, Room(Shape(4, 4_096)), "4.01 GB of memory, and there are 4;"),
         ({"mem_gb_per_rank": 16.5}, Room(Shape(4, 16_384), 3), "16.5 GB of memory, and there are 16 on a node"),
         ({"gpus_per_rank": 2}, Room(Shape(4, gpus=1), 3), "2 GPUs, and there are 1 on a node"),
         ({"gpus_per_rank": 0.5}, Room(Shape(4, gpus=0), 3), "0.5 GPUs, and there are 0 on a node"),

@@ -16,13 +16,14 @@ from rose_hpc.config import load_config
 from rose_hpc.config_models import Slurm
 from rose_hpc.errors import UsageError
 from rose_hpc.execution import pilot_slurm, select
-from rose_hpc.execution.attempt import Attempt
+from rose_hpc.execution.attempt import Attempt, Outcome
+from rose_hpc.execution.client import Answer, Client
 from rose_hpc.execution.mpi import launch
 from rose_hpc.execution.pilot_resources import PilotPlan, host_environment, plan_pilot
 from rose_hpc.execution.pilot_task_plan import plan_task
-from rose_hpc.execution.pool import plan_request
+from rose_hpc.execution.pool import Pool, plan_request
 from rose_hpc.execution.select import choose_engine, config_resources, execution_backend, pilot_resources
-from rose_hpc.execution.slots import Gpus, Request
+from rose_hpc.execution.slots import Gpus, Request, Slots
 from rose_hpc.machine import Shape
 
 JOB = {
@@ -299,7 +300,6 @@ def test_a_submitted_program_gets_the_pilot_of_its_profile(tmp_path, monkeypatch
         (3, 6, [4, 4, 4], Request(4, 2)),
         (5, 5, [4, 4, 4], Request(3, 2)),  # spread evenly: 3 and 2, not 4 and 1
         (8, 8, [2, 4, 4, 4], Request(4, 2)),  # not where fewer fit
-        (2, 10, [4, 4], Request(10)),  # no node holds one rank: refused by who looks for it
     ],
 )
 def test_ranks_are_spread_over_whole_nodes(ranks, cores, nodes, request_):
@@ -317,7 +317,7 @@ def test_ranks_are_spread_over_whole_nodes(ranks, cores, nodes, request_):
         ([Shape(2, 32_000)] * 3, Request(2, 3, memory_mb=20_480)),
         ([Shape(8, 24_000)] * 4 + [Shape(2, 64_000)], Request(2, 3, memory_mb=20_480)),  # nobody has all of it
         ([Shape(8)] * 2, Request(6, memory_mb=61_440)),  # nobody knows
-        ([Shape(8, 8_000)] * 9, Request(6, memory_mb=61_440)),  # refused by who looks for it
+        ([], Request(6, memory_mb=61_440)),  # nobody has joined yet
     ],
 )
 def test_ranks_are_spread_by_their_memory_too(nodes, request_):
@@ -326,11 +326,70 @@ def test_ranks_are_spread_by_their_memory_too(nodes, request_):
     assert plan_request(attempt, lambda: nodes) == request_
 
 
+@pytest.mark.parametrize(
+    ("attempt", "nodes", "words"),
+    [
+        ({"ranks": 2, "cores": 10}, [Shape(4)] * 2, "2 ranks of 5 cores, spread evenly, and the 2 nodes hold 0 \\+ 0;"),
+        ({"ranks": 32, "cores": 32}, [Shape(8)] * 3, "32 ranks of 1 cores, spread evenly, and the 3 nodes hold 8 "),
+        ({"ranks": 2, "cores": 2, "memory_mb": 4096, "gpus": 2.0}, [Shape(8, 1024)], "2 GB of memory, 1 GPUs, spread"),
+    ],
+)
+def test_ranks_that_no_nodes_hold_are_refused(attempt, nodes, words):
+    """The refusal names the ranks, what each takes, and how many each node holds."""
+    with pytest.raises(UsageError, match=words):
+        plan_request(Attempt(id="a", kind="command", **attempt), lambda: nodes)
+
+
+class Node(Client):
+    """A supervisor that has done at once what it is told, and says where that was."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.node = name
+
+    async def run(self, attempt: Attempt, *_: Any) -> Answer:
+        return Outcome(attempt.id, ok=True, node=" ".join(attempt.nodes)), b""
+
+
+def test_a_program_whose_nodes_are_lost_is_spread_anew():
+    """Who waits for two large nodes, of which one is lost, gets four small ones."""
+
+    async def main():
+        pool = Pool()
+        clients = {name: Node(name) for name in "abcdef"}
+        for name, client in clients.items():
+            pool.add(client, 8, memory_mb=65_536 if name in "ab" else 32_768)
+        other = await pool.slots.take(Request(8, 6))
+        attempt = Attempt(id="p", kind="command", ranks=8, cores=8, memory_mb=8 * 15_360)
+        running = asyncio.create_task(pool.run(attempt))
+        await asyncio.sleep(0)
+        pool.remove(clients["a"])
+        pool.slots.give(other)
+        outcome, _ = await asyncio.wait_for(running, 10)
+        assert outcome.node == "b c d e"
+
+    asyncio.run(main())
+
+
 def test_ranks_are_spread_by_their_gpus_too():
     """Four ranks with a GPU each take two nodes that have two."""
     attempt = Attempt(id="a", kind="command", ranks=4, cores=4, gpus=4.0)
     assert plan_request(attempt, lambda: [Shape(8, gpus=2)] * 3) == Request(2, 2, gpus=2.0)
     assert plan_request(attempt, lambda: [Shape(8, gpus=4)]) == Request(4, gpus=4.0)
+
+
+def test_shares_of_gpus_add_up():
+    """Twenty-five ranks of 0.28 GPUs, which are a little more than seven to a computer, get seven."""
+    attempt = Attempt(id="a", kind="command", ranks=25, cores=25, gpus=25 * 0.28)
+    assert attempt.gpus > 7
+
+    async def main():
+        slots = Slots()
+        slots.add("node", 32, list("0123456"))
+        grant = await asyncio.wait_for(slots.take(plan_request(attempt, slots.shapes)), 10)
+        assert grant.gpus == tuple("0123456")
+
+    asyncio.run(main())
 
 
 def test_gpus_are_chosen_where_they_fit_best():
