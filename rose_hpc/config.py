@@ -214,7 +214,8 @@ def _names(argv: Sequence[str]) -> tuple[str, ...]:
     words = iter(rest if _INTERPRETER.fullmatch(Path(program).name) else ())
     for word in words:
         if word[:2] in ("-W", "-X"):
-            _ = next(words, None) if len(word) == 2 else None  # its value
+            if len(word) == 2:
+                next(words, None)  # its value
         elif not word.startswith("-"):
             return (program, word) if word.endswith(".py") else (program,)
         elif word == "-" or word.startswith("--") or {"c", "m"} & set(word):  # no script, perhaps

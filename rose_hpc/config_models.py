@@ -5,6 +5,7 @@ The text under a field is its help text. `rose_hpc.config` reads these models fr
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -154,6 +155,11 @@ class Slurm(Model):
     """Conda environment activated in the job (name or folder)."""
     setup: Line | None = None
     """A shell script sourced in the job before anything else."""
+
+    @property
+    def mem_mb(self) -> int | None:
+        """Memory per node as Slurm is told it, in whole MB."""
+        return None if self.mem_gb is None else math.ceil(self.mem_gb * 1024)
 
 
 class Config(Model):

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-settings.register_profile("rose_hpc", deadline=None)  # a busy machine is no counter-example
+# a busy machine is no counter-example
+settings.register_profile("rose_hpc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("rose_hpc")
 
 #: a skip whose reason starts with one of these is an optional extra's, and allowed in CI too

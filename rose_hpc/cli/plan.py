@@ -12,7 +12,7 @@ import click
 from rose_hpc.cli import options
 from rose_hpc.named import Named
 from rose_hpc.report.words import count, parameters
-from rose_hpc.workflow import Work
+from rose_hpc.workflow import Environment, Work
 
 if TYPE_CHECKING:
     from rose_hpc.config import Config
@@ -63,17 +63,7 @@ def plan(path: Path, sets: tuple[str, ...] = ()) -> dict[str, Any]:
         "memory_gb": None if math.isinf(here.memory_mb) else round(here.memory_mb / 1024, 2),
         "at_once": min(at_once, len(workflow.environments)),
         "waves": math.ceil(len(workflow.environments) / at_once),
-        "environments": [
-            {
-                "name": e.name,
-                "parameters": dict(e.parameters),
-                **_work(e.work),
-                "cores": e.work.resources.cores,
-                "mem_gb": e.work.resources.mem_mb / 1024,
-                "shard": bool(e.shard),
-            }
-            for e in workflow.environments
-        ],
+        "environments": [_environment(e) for e in workflow.environments],
         **stages,
         "patience": asdict(workflow.patience),
         "window": workflow.window,
@@ -96,6 +86,18 @@ def _swept(config: Config) -> dict[str, Any]:
         for number, each in enumerate(config.learners)
     ]
     return {"learners": learners if config.sweep else None, "unnamed": unnamed(config)}
+
+
+def _environment(e: Environment) -> dict[str, Any]:
+    resources = e.work.resources
+    return {
+        "name": e.name,
+        "parameters": dict(e.parameters),
+        **_work(e.work),
+        "cores": resources.cores,
+        "mem_gb": resources.mem_mb / 1024,
+        "shard": bool(e.shard),
+    }
 
 
 def _work(work: Work) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _check_room(config: Config) -> None:
 
     slurm = config.slurm
     cores = math.inf if slurm.cpus_per_task is None else slurm.cpus_per_task * (slurm.ntasks_per_node or 1)
-    memory_mb = math.inf if slurm.mem_gb is None else math.ceil(slurm.mem_gb * 1024)
+    memory_mb = math.inf if slurm.mem_mb is None else slurm.mem_mb
     gpus = math.inf if slurm.gpus_per_node is None else slurm.gpus_per_node
     check_fits(from_config(config), Room(Shape(cores, memory_mb, gpus), slurm.nodes))
 

@@ -123,7 +123,7 @@ def attached(asked: Mapping[str, Any], slurm: Slurm) -> dict[str, Any]:
         "runtime": math.ceil(slurm.walltime_min or 0),
         "access_schema": "batch",
         "nodes": slurm.nodes,
-        "memory_mb": None if slurm.mem_gb is None else math.ceil(slurm.mem_gb * 1024),
+        "memory_mb": slurm.mem_mb,
         "queue": slurm.partition,
         "project": slurm.account,
         "sandbox": str(pilot_sandbox(Path.cwd())),
@@ -144,7 +144,7 @@ def sbatch_variables(slurm: Slurm, name: str) -> dict[str, str]:
         "RESERVATION": slurm.reservation,
         "EXCLUSIVE": "exclusive" if slurm.exclusive else None,
         "GPUS_PER_NODE": slurm.gpus_per_node,
-        "MEM_PER_NODE": None if slurm.mem_gb is None else f"{math.ceil(slurm.mem_gb * 1024)}M",
+        "MEM_PER_NODE": None if slurm.mem_mb is None else f"{slurm.mem_mb}M",
     }
     return {f"SBATCH_{key}": str(value) for key, value in given.items() if value is not None}
 

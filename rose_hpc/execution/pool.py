@@ -111,12 +111,10 @@ def plan_request(attempt: Attempt, shapes: Callable[[], Collection[Shape]]) -> R
     holds = sorted((shape.holds(each) for shape in shapes()), reverse=True)
     for count, ranks in enumerate(holds, 1):
         here = math.ceil(attempt.ranks / count)
-        if here <= ranks and count == 1:
-            return one_node
         if here <= ranks:
-            return Request(
-                int(here * each.cores), count, here * each.gpus, one_node.avoid, math.ceil(here * each.memory_mb)
-            )
+            cores, memory_mb = int(here * each.cores), math.ceil(here * each.memory_mb)
+            whole = Request(cores, count, here * each.gpus, one_node.avoid, memory_mb)
+            return one_node if count == 1 else whole
     if not holds:
         return one_node  # nobody has joined yet
     raise UsageError(

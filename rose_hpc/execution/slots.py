@@ -87,7 +87,7 @@ class Slots:
     def __init__(self) -> None:
         self.free: dict[Hashable, int] = {}
         self.total: dict[Hashable, int] = {}
-        self.memory_mb: dict[Hashable, float] = {}  # of each node; infinite where nobody knows
+        self._memory_mb: dict[Hashable, float] = {}  # of each node; infinite where nobody knows
         self._free_mb: dict[Hashable, float] = {}
         self._gpus: dict[Hashable, Gpus | None] = {}
         self._most = 0  # cores of the largest node
@@ -102,7 +102,7 @@ class Slots:
         self.remove(node)
         self._able.clear()
         self.free[node] = self.total[node] = cores
-        self.memory_mb[node] = self._free_mb[node] = memory_mb
+        self._memory_mb[node] = self._free_mb[node] = memory_mb
         self._gpus[node] = None if gpus is None else Gpus(gpus)
         self._most = max(self._most, cores)
         self._keys[node] = (str(node), next(self._numbers))
@@ -118,7 +118,7 @@ class Slots:
             return
         del self._order[bisect.bisect_left(self._order, self._place(node))]
         self._able.clear()
-        for known in (self.free, self.total, self.memory_mb, self._free_mb, self._gpus, self._keys):
+        for known in (self.free, self.total, self._memory_mb, self._free_mb, self._gpus, self._keys):
             del known[node]
         self._most = max(self.total.values(), default=0)
         for request, turn in self._waiting:
@@ -220,7 +220,7 @@ class Slots:
 
     def _shape(self, node: Hashable) -> Shape:
         gpus = self._gpus[node]
-        return Shape(self.total[node], self.memory_mb[node], math.inf if gpus is None else len(gpus.free))
+        return Shape(self.total[node], self._memory_mb[node], math.inf if gpus is None else len(gpus.free))
 
     def _possible(self, request: Request) -> bool:
         """Whether it would fit if nothing else ran."""

@@ -104,7 +104,7 @@ def _resources(slurm: Slurm) -> list[str]:
         "ntasks-per-node": slurm.ntasks_per_node,
         "cpus-per-task": slurm.cpus_per_task,
         "gpus-per-node": slurm.gpus_per_node,
-        "mem": None if slurm.mem_gb is None else f"{math.ceil(slurm.mem_gb * 1024)}M",
+        "mem": None if slurm.mem_mb is None else f"{slurm.mem_mb}M",
         "time": None if slurm.walltime_min is None else walltime(slurm.walltime_min),
         "constraint": slurm.constraint,
     }
